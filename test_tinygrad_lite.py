@@ -1,0 +1,1072 @@
+"""Tests of tinygrad_lite and its two scripts: every rule against central differences and a second engine."""
+
+from __future__ import annotations
+
+import copy
+import doctest
+import gc
+import math
+import operator
+import pickle
+import threading
+import warnings
+import weakref
+from typing import Any
+
+import autograd
+import autograd.numpy as anp
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, mutually_broadcastable_shapes
+
+import tinygrad_lite
+import train_linear
+from tinygrad_lite import SGD, Tensor, defvjp, gradcheck, no_grad, relu, sigmoid
+
+settings.register_profile("suite", deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
+settings.load_profile("suite")
+
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+def leaf(data: Any, dtype: Any = float) -> Tensor:
+    return Tensor(np.array(data, dtype), requires_grad=True)
+
+
+def grads(f: Any, *arrays: Any, weights: Any = None) -> tuple[Any, list[Any]]:
+    """The value of f and the gradients of its weighted sum with respect to every array."""
+    leaves = [leaf(a, np.asarray(a).dtype) for a in arrays]
+    out = f(*leaves)
+    out.backward(np.ones(out.shape) if weights is None else weights)
+    return out.data, [t.grad for t in leaves]
+
+
+# --- The rules --------------------------------------------------------------------------------------------------------
+# Each case calls one row of the table, on NumPy, on Tensors and, through autograd's own NumPy, on the second engine.
+# A domain says where random arguments are drawn from, away from the kinks, which have tests of their own.
+
+DOMAINS = {
+    "any": lambda rng, shape: rng.uniform(0.2, 2.0, shape) * rng.choice([-1, 1], shape),
+    "positive": lambda rng, shape: rng.uniform(0.3, 2.0, shape),
+}
+
+
+def elementwise(name: str, *domains: str) -> Any:
+    return name, domains, lambda xp, *args: getattr(xp, name)(*args)
+
+
+ELEMENTWISE = [
+    ("add", ("any", "any"), lambda xp, x, y: x + y),
+    ("subtract", ("any", "any"), lambda xp, x, y: x - y),
+    ("multiply", ("any", "any"), lambda xp, x, y: x * y),
+    ("divide", ("any", "any"), lambda xp, x, y: x / y),
+    ("power", ("positive", "any"), lambda xp, x, y: x**y),
+    ("negative", ("any",), lambda xp, x: -x),
+    ("positive", ("any",), lambda xp, x: +x if isinstance(x, Tensor) else 1 * x),
+    ("absolute", ("any",), lambda xp, x: abs(x)),
+    ("power", ("any",), lambda xp, x: x**3),
+    ("power", ("any",), lambda xp, x: x**-2),
+    ("power", ("any",), lambda xp, x: 1.5**x),
+    elementwise("add", "any", "any"),
+    elementwise("multiply", "any", "any"),
+    elementwise("power", "positive", "any"),
+    elementwise("exp", "any"),
+    elementwise("log", "positive"),
+    elementwise("sqrt", "positive"),
+    elementwise("sin", "any"),
+    elementwise("cos", "any"),
+    elementwise("tanh", "any"),
+    ("where", ("any", "any"), lambda xp, x, y: xp.where(x > y, x * 3, y * 2)),
+    ("clip", ("any",), lambda xp, x: xp.clip(x, -0.9, 1.1)),
+    ("_relu", ("any",), lambda xp, x: relu(x) if xp is np else xp.maximum(x, 0)),
+    ("_sigmoid", ("any",), lambda xp, x: sigmoid(x) if xp is np else 1 / (1 + xp.exp(-x))),
+    ("_convert", ("any",), lambda xp, x: x.astype(np.float64) * 1.0),
+]
+
+REDUCTIONS = ["sum", "mean", "max", "min", "prod", "var", "std"]
+
+OTHERS = [
+    ("reshape", (2, 3, 2), lambda xp, x: xp.reshape(x, (4, -1)) * np.arange(12.0).reshape(4, 3)),
+    ("ravel", (2, 3), lambda xp, x: xp.ravel(x) * np.arange(6.0)),
+    ("transpose", (2, 3, 4), lambda xp, x: xp.transpose(x) * np.arange(24.0).reshape(4, 3, 2)),
+    ("transpose", (2, 3, 4), lambda xp, x: xp.transpose(x, (1, 2, 0)) * np.arange(24.0).reshape(3, 4, 2)),
+    ("swapaxes", (2, 3, 4), lambda xp, x: xp.swapaxes(x, 0, -1) * np.arange(24.0).reshape(4, 3, 2)),
+    ("squeeze", (1, 3, 1), lambda xp, x: xp.squeeze(x) * np.arange(3.0)),
+    ("squeeze", (1, 3, 1), lambda xp, x: xp.squeeze(x, axis=0) * np.arange(3.0)[:, None]),
+    ("broadcast_to", (3, 1), lambda xp, x: xp.broadcast_to(x, (3, 4)) * np.arange(12.0).reshape(3, 4)),
+    ("amax", (3, 4), lambda xp, x: xp.amax(x, axis=0)),
+    ("amin", (3, 4), lambda xp, x: xp.amin(x, axis=0)),
+]
+
+INDICES: list[Any] = [
+    1,
+    -1,
+    (0, 2),
+    slice(None, None, 2),
+    slice(None, None, -1),
+    (slice(None), None, slice(1, 3)),
+    Ellipsis,
+    (Ellipsis, 1),
+    None,
+    (),
+    [2, 0, 2],
+    (np.array([0, 0, 1]), np.array([1, 1, -1])),
+    (slice(None), [3, 3, 3]),
+    np.array([[0, 1], [1, 1]]),
+    np.array([True, False, True]),
+    np.arange(12).reshape(3, 4) % 2 == 0,
+    (np.array([True, False, True]), 1),
+    np.zeros((3, 4), bool),
+    slice(0, 0),
+]
+
+MATMUL_SHAPES = [
+    ((3,), (3,)),
+    ((3,), (3, 2)),
+    ((2, 3), (3,)),
+    ((2, 3), (3, 4)),
+    ((1, 3), (3, 1)),
+    ((3,), (5, 3, 2)),
+    ((5, 2, 3), (3,)),
+    ((5, 2, 3), (3, 4)),
+    ((2, 3), (5, 3, 4)),
+    ((5, 1, 2, 3), (4, 3, 2)),
+    ((1, 2, 3), (4, 3, 1)),
+    ((0, 3), (3, 2)),
+    ((2, 0), (0, 3)),
+    ((0,), (0,)),
+]
+
+
+def central_differences(f: Any, arrays: list[Any], weights: Any, eps: float = 1e-6) -> list[Any]:
+    """The gradient of the weighted sum of f by (f(x + eps) - f(x - eps)) / (2 eps), entry by entry."""
+    gradients = []
+    for i, array in enumerate(arrays):
+        gradient = np.zeros(np.shape(array))
+        for entry in np.ndindex(gradient.shape):
+            sums = []
+            for sign in (1, -1):
+                moved = [np.array(a, dtype=float) for a in arrays]
+                moved[i][entry] += sign * eps
+                sums.append(np.sum(weights * np.asarray(f(*moved))))
+            gradient[entry] = (sums[0] - sums[1]) / (2 * eps)
+        gradients.append(gradient)
+    return gradients
+
+
+def second_engine(f: Any, arrays: list[Any], weights: Any) -> list[Any]:
+    def total(*xs: Any) -> Any:
+        return anp.sum(weights * f(*xs))
+
+    return [autograd.grad(total, i)(*arrays) for i in range(len(arrays))]
+
+
+def check_rule(case: Any, arrays: list[Any], rng: Any, second: bool = True) -> None:
+    """First order against central differences and the second engine; second order against central differences."""
+
+    def f(*xs: Any) -> Any:
+        return case(np, *xs)
+
+    expected = np.asarray(f(*arrays))
+    weights = rng.uniform(0.5, 1.5, expected.shape)
+    value, gradients = grads(f, *arrays, weights=weights)
+    np.testing.assert_allclose(value, expected, rtol=1e-13)
+    others = second_engine(lambda *xs: case(anp, *xs), arrays, weights) if second else gradients
+    for g, array, numeric, other in zip(
+        gradients, arrays, central_differences(f, arrays, weights), others, strict=True
+    ):
+        assert g.shape == np.shape(array)
+        assert g.dtype == np.float64
+        np.testing.assert_allclose(g, numeric, rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(g, other, rtol=1e-10, atol=1e-12)
+
+    def gradient_sum(*xs: Any) -> Any:  # of all arguments, as a function of all arguments
+        leaves = [x if isinstance(x, Tensor) else leaf(x) for x in xs]
+        f(*leaves).backward(weights, create_graph=True)
+        found = [t.grad for t in leaves]
+        for t in leaves:
+            t.grad = None
+        return sum((g * (g + i)).sum() for i, g in enumerate(found))
+
+    leaves = [leaf(a) for a in arrays]
+    total = gradient_sum(*leaves)
+    if total.requires_grad:
+        total.backward()
+    numeric = central_differences(lambda *xs: gradient_sum(*xs).item(), arrays, 1.0)
+    for t, expected_gradient in zip(leaves, numeric, strict=True):
+        g = np.zeros(t.shape) if t.grad is None else t.grad
+        np.testing.assert_allclose(g, expected_gradient, rtol=2e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", ELEMENTWISE, ids=lambda case: case[0])
+@given(data=st.data(), seed=SEEDS)
+@settings(max_examples=12)
+def test_elementwise_rules_agree_with_differences_and_second_engine_for_all_shapes_that_broadcast(case, data, seed):
+    _, domains, function = case
+    shapes = data.draw(mutually_broadcastable_shapes(num_shapes=len(domains), max_dims=3, max_side=3)).input_shapes
+    rng = np.random.default_rng(seed)
+    check_rule(function, [DOMAINS[d](rng, shape) for d, shape in zip(domains, shapes, strict=True)], rng)
+
+
+@pytest.mark.parametrize("name", REDUCTIONS)
+@given(data=st.data(), seed=SEEDS)
+@settings(max_examples=20)
+def test_reductions_agree_with_differences_and_second_engine_for_all_axes(name, data, seed):
+    shape = data.draw(array_shapes(min_dims=0, max_dims=3, min_side=1, max_side=3))
+    axes = st.none() | st.sets(st.integers(-len(shape), len(shape) - 1)).map(tuple) if shape else st.none()
+    if shape:
+        axes = axes | st.integers(-len(shape), len(shape) - 1)
+    axis = data.draw(axes.filter(lambda a: not isinstance(a, tuple) or len({i % len(shape) for i in a}) == len(a)))
+    options = {"axis": axis, "keepdims": data.draw(st.booleans())}
+    if name in ("var", "std"):
+        options["ddof"] = data.draw(st.sampled_from([0, 1, 0.5]))
+    rng = np.random.default_rng(seed)
+    x = DOMAINS["any"](rng, shape)
+    count = x.size // max(np.sum(x, axis=axis).size, 1)
+    if name in ("var", "std") and count == 1:  # nothing varies: the tests of conventions look at that
+        return
+    # autograd's prod divides by the factors and its std and var know no tuples, () and ddof as ours do
+    plain = axis is None or isinstance(axis, int)
+    second = plain and not (name in ("var", "std") and options["ddof"] not in (0, 1))
+    check_rule(lambda xp, t: getattr(xp, name)(t, **options), [x], rng, second)
+
+
+@pytest.mark.parametrize("case", OTHERS, ids=lambda case: case[0])
+def test_shape_functions_agree_with_differences_and_second_engine(case):
+    rng = np.random.default_rng(0)
+    check_rule(case[2], [DOMAINS["any"](rng, case[1])], rng)
+
+
+def test_negative_axes_and_new_leading_axes():
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(3, 4, 2))
+    assert gradcheck(lambda x: np.transpose(x, (1, -1, 0)) * weights, rng.normal(size=(2, 3, 4)))
+    assert gradcheck(lambda x: x.transpose(1, -1, 0) * weights, rng.normal(size=(2, 3, 4)))
+    assert gradcheck(lambda x: np.broadcast_to(x, (3, 4, 2)) * weights, rng.normal(size=(4, 1)))
+    assert gradcheck(lambda x: x.swapaxes(-1, 0).T * weights, rng.normal(size=(3, 4, 2)))
+
+
+@pytest.mark.parametrize("index", INDICES, ids=str)
+def test_indexing_agrees_with_differences_and_second_engine(index):
+    rng = np.random.default_rng(0)
+    check_rule(lambda xp, x: x[index] * 1.5, [rng.normal(size=(3, 4))], rng)
+
+
+@pytest.mark.parametrize("shapes", MATMUL_SHAPES, ids=str)
+def test_matmul_agrees_with_differences_for_all_pairs_of_ranks(shapes):
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(size=shape) for shape in shapes]
+    check_rule(lambda xp, x, y: x @ y, arrays, rng, second=all(a.size for a in arrays))
+    np.testing.assert_array_equal((Tensor(arrays[0]) @ arrays[1]).data, arrays[0] @ arrays[1])
+
+
+def test_every_row_of_the_table_has_a_case():
+    covered = {name for name, *_ in ELEMENTWISE} | set(REDUCTIONS) | {name for name, *_ in OTHERS}
+    covered |= {"getitem", "_add_at", "matmul"}  # test_indexing (second order for _add_at), test_matmul
+    rows = {row.function.__name__ for row in tinygrad_lite._table.values() if row.vjps or row.expression}
+    rows = {name for name in rows if not name.startswith("<") and "test" not in name}
+    assert {"amax", "amin"} <= covered
+    assert rows - {"max", "min"} <= covered | {"amax", "amin"}
+
+
+@given(shapes=mutually_broadcastable_shapes(num_shapes=2, max_dims=4, min_side=0, max_side=3), seed=SEEDS)
+@settings(max_examples=200)
+def test_gradients_of_broadcast_operands_have_the_operands_shape_and_add_up(shapes, seed):
+    x, y = (np.random.default_rng(seed).normal(size=shape) for shape in shapes.input_shapes)
+    value, (gx, gy) = grads(lambda a, b: a * 2 + b * 3, x, y)
+    assert value.shape == shapes.result_shape
+    np.testing.assert_array_equal(gx, np.full(x.shape, 2.0 * (value.size / x.size if x.size else 0)))
+    np.testing.assert_array_equal(gy, np.full(y.shape, 3.0 * (value.size / y.size if y.size else 0)))
+
+
+@given(shapes=mutually_broadcastable_shapes(num_shapes=2, max_dims=3, max_side=3), seed=SEEDS)
+def test_float32_stays_float32_in_every_rule(shapes, seed):
+    rng = np.random.default_rng(seed)
+    cases = [(domains, function) for _, domains, function in ELEMENTWISE if function.__name__ == "<lambda>"]
+    seen: list[Any] = []
+    fit = tinygrad_lite._fit
+
+    def watched(g: Any, x: Any) -> Any:
+        seen.append(g.dtype)
+        return fit(g, x)
+
+    for domains, function in cases:
+        if function is ELEMENTWISE[-1][2]:  # the conversion to float64
+            continue
+        arrays = [DOMAINS[d](rng, s).astype(np.float32) for d, s in zip(domains, shapes.input_shapes, strict=False)]
+        leaves = [Tensor(a, requires_grad=True) for a in arrays]
+        out = function(np, *leaves)
+        tinygrad_lite._fit = watched
+        try:
+            out.backward(np.ones(out.shape, np.float32))
+        finally:
+            tinygrad_lite._fit = fit
+        assert out.dtype == np.float32
+        assert all(t.grad.dtype == np.float32 for t in leaves)
+    for name in REDUCTIONS:
+        x = Tensor(DOMAINS["any"](rng, (3, 2)).astype(np.float32), requires_grad=True)
+        out = getattr(x, name)(axis=0)
+        tinygrad_lite._fit = watched
+        try:
+            out.backward(np.ones(out.shape, np.float32))
+        finally:
+            tinygrad_lite._fit = fit
+        assert out.dtype == x.grad.dtype == np.float32
+    assert set(seen) == {np.dtype(np.float32)}
+
+
+def test_mixed_dtypes_follow_numpy_and_gradients_the_operand():
+    x, y = leaf([1.0, 2.0], np.float32), leaf([3.0, 4.0], np.float64)
+    out = x * y + 1
+    assert out.dtype == np.float64
+    out.sum().backward()
+    assert (x.grad.dtype, y.grad.dtype) == (np.float32, np.float64)
+    np.testing.assert_array_equal(x.grad, np.float32([3, 4]))
+    for other in (2, 2.0, True, np.float32(2)):
+        assert all(op(x, other).dtype == np.float32 for op in (operator.add, operator.mul, operator.pow))
+        assert all(op(other, x).dtype == np.float32 for op in (operator.sub, operator.truediv))
+    for other in (np.float64(2), np.arange(2), [1, 2], np.array(2.0)):
+        assert (x * other).dtype == (other * x).dtype == (np.float32([1, 2]) * other).dtype == np.float64
+    half = leaf(np.full(50_000, 2.0), np.float16)  # the sum is beyond float16
+    assert half.mean().item() == 2.0
+    half.mean().backward()
+    assert half.grad.dtype == np.float16
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.longdouble])
+def test_all_float_dtypes_can_require_gradients(dtype):
+    x = leaf([1.0, 2.0], dtype)
+    (x**2).sum().backward()
+    assert x.grad.dtype == dtype
+    np.testing.assert_array_equal(x.grad, np.array([2, 4], dtype))
+
+
+# --- Conventions where a derivative is a choice -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("f", "x", "expected"),
+    [
+        (abs, 0.0, 0.0),
+        (relu, [0.0, -1.0, 2.0], [0.0, 0.0, 1.0]),
+        (lambda t: t.clip(-1, 1), [-1.0, 1.0, 2.0, -2.0], [1.0, 1.0, 0.0, 0.0]),
+        (lambda t: t.clip(max=1), [-5.0, 2.0], [1.0, 0.0]),
+        (lambda t: t.clip(min=1), [-5.0, 2.0], [0.0, 1.0]),
+        (lambda t: t.max(), [1.0, 3.0, 3.0], [0.0, 0.5, 0.5]),
+        (lambda t: t.min(axis=0), [1.0, 1.0, 3.0, 1.0], [1 / 3, 1 / 3, 0.0, 1 / 3]),
+        (lambda t: t**2, [0.0, -3.0], [0.0, -6.0]),
+        (lambda t: t**3, [0.0, -2.0], [0.0, 12.0]),
+        (lambda t: t**1, [0.0, -2.0], [1.0, 1.0]),
+        (lambda t: t**0, [0.0, -2.0], [0.0, 0.0]),
+        (lambda t: t**0.0, [0.0, 5.0], [0.0, 0.0]),
+        (lambda t: t ** np.array([0, 1, 2]), [0.0, 0.0, 0.0], [0.0, 1.0, 0.0]),
+        (lambda t: t**-1, [-2.0, 4.0], [-0.25, -1 / 16]),
+        (lambda t: 0.0**t, [1.0, 2.0], [0.0, 0.0]),
+        (lambda t: 0**t, [0.0, 2.0], [0.0, 0.0]),
+        (lambda t: 2**t, [0.0, 3.0], [math.log(2), 8 * math.log(2)]),
+        (lambda t: t.std(), [2.0, 2.0], [0.0, 0.0]),
+        (lambda t: t.std(), [2.0], [0.0]),
+        (lambda t: t.prod(), [0.0, 2.0, 3.0], [6.0, 0.0, 0.0]),
+        (lambda t: t.prod(), [0.0, 2.0, 0.0], [0.0, 0.0, 0.0]),
+        (lambda t: t.prod(), [-1.0, 2.0, 3.0, 4.0, 5.0], [120.0, -60.0, -40.0, -30.0, -24.0]),
+        (sigmoid, [-800.0, 0.0, 800.0], [0.0, 0.25, 0.0]),
+    ],
+)
+def test_convention(f, x, expected):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _, (g,) = grads(f, np.array(x))
+    np.testing.assert_allclose(g, expected, rtol=1e-12)
+
+
+def test_square_root_at_zero_is_infinitely_steep_as_in_pytorch():
+    with np.errstate(divide="ignore"):
+        assert grads(lambda t: t.sqrt(), 0.0)[1][0] == np.inf
+        assert grads(lambda t: t**0.5, 0.0)[1][0] == np.inf
+
+
+def test_negative_base_with_integer_tensor_exponent():
+    x, p = leaf([-2.0, -3.0]), Tensor([3, 2])
+    (x**p).sum().backward()
+    np.testing.assert_array_equal(x.grad, [12.0, -6.0])
+
+
+def test_power_with_base_and_exponent_requiring_gradients_at_base_zero():
+    x, p = leaf([0.0, 0.0, 2.0]), leaf([2.0, 0.0, 3.0])
+    (x**p).sum().backward()
+    np.testing.assert_allclose(x.grad, [0.0, 0.0, 12.0])
+    np.testing.assert_allclose(p.grad, [0.0, 0.0, 8 * math.log(2)])
+
+
+def test_clip_passes_gradients_to_bounds_that_are_tensors():
+    x, low, high = leaf([-2.0, 0.5, 3.0]), leaf(-1.0), leaf([1.0, 1.0, 1.0])
+    out = x.clip(low, high)
+    np.testing.assert_array_equal(out.data, [-1.0, 0.5, 1.0])
+    out.backward([1.0, 10.0, 100.0])
+    np.testing.assert_array_equal(x.grad, [0.0, 10.0, 0.0])
+    assert low.grad == 1.0
+    np.testing.assert_array_equal(high.grad, [0.0, 0.0, 100.0])
+    crossed = leaf(5.0)
+    leaf([0.0, 9.0]).clip(crossed, 1.0).sum().backward()
+    assert crossed.grad == 0.0
+
+
+def test_masked_gradients_stop_infinities():
+    x = leaf([0.0, 1.0])
+    with np.errstate(divide="ignore"):
+        np.log(relu(x)).sum().backward()
+    np.testing.assert_array_equal(x.grad, [0.0, 1.0])
+
+
+def test_nan_and_infinity_pass_through():
+    x = leaf([np.nan, np.inf, -np.inf, 1.0])
+    (x * 2).sum().backward()
+    np.testing.assert_array_equal(x.grad, [2.0] * 4)
+    np.testing.assert_array_equal(grads(lambda t: np.tanh(t), np.array([np.inf, -np.inf]))[1][0], [0.0, 0.0])
+    assert math.isnan(grads(np.exp, np.nan)[1][0])
+
+
+def test_size_zero_arrays_go_both_ways():
+    x = leaf(np.zeros((0, 3)))
+    for f in (np.sum, np.exp, lambda t: t.sum(axis=0), lambda t: t.prod(), lambda t: t @ np.ones(3), lambda t: t.T * 2):
+        out = f(x)
+        assert out.requires_grad
+        out.backward(np.ones(out.shape))
+        assert x.grad.shape == (0, 3)
+    assert x.prod().item() == 1.0
+
+
+# --- The engine -------------------------------------------------------------------------------------------------------
+
+
+def test_diamond_and_reused_node():
+    x = leaf(3.0)
+    y = x * x
+    z = y * x + y
+    (z * z + z + y).backward()
+    expected = autograd.grad(lambda x: (x**3 + x**2) ** 2 + (x**3 + x**2) + x**2)(3.0)
+    assert x.grad == pytest.approx(expected, rel=1e-14)
+
+
+def test_second_backward_accumulates_on_leaves_only():
+    x = leaf(2.0)
+    y = x * x
+    z = y * y
+    z.backward()
+    assert x.grad == 32.0
+    z.backward()
+    assert x.grad == 64.0
+    assert y.grad is None
+    y.backward()
+    assert x.grad == 68.0
+
+
+def test_backward_twice_after_zero_grad_gives_the_same():
+    x = leaf([1.0, 2.0])
+    loss = (np.tanh(x) * x).sum()
+    loss.backward()
+    first = x.grad
+    SGD([x], lr=0.1).zero_grad()
+    assert x.grad is None
+    loss.backward()
+    np.testing.assert_array_equal(x.grad, first)
+
+
+def test_optimizer_step_between_forward_and_backward_changes_no_gradient():
+    w, b = leaf([2.0, 3.0]), leaf(1.0)
+    loss = (w * w * b).sum()
+    loss.backward()
+    before = w.grad.copy(), b.grad.copy()
+    optimizer = SGD([w, b], lr=0.5)
+    optimizer.step()
+    optimizer.zero_grad()
+    loss.backward()
+    np.testing.assert_array_equal(w.grad, before[0])
+    np.testing.assert_array_equal(b.grad, before[1])
+    np.testing.assert_array_equal(w.data, [2 - 0.5 * 4, 3 - 0.5 * 6])
+
+
+def test_backward_from_a_leaf_gives_one():
+    x = leaf(5.0)
+    x.backward()
+    assert x.grad == 1.0
+
+
+def test_chain_of_a_million_nodes():
+    x = leaf(1.0)
+    y = x
+    for _ in range(1_000_000):
+        y = y * 1.000001
+    y.backward()
+    assert x.grad == pytest.approx(1.000001**1_000_000, rel=1e-9)
+    del y  # freeing the chain must not recurse either
+
+
+def test_wide_graph_of_many_branches():
+    x = leaf(2.0)
+    total = x * 0
+    for i in range(10_000):
+        total = total + x * i
+    total.backward()
+    assert x.grad == sum(range(10_000))
+
+
+def test_graph_is_freed_without_the_garbage_collector():
+    gc.disable()
+    try:
+        w = leaf(np.ones(3))
+        y = np.exp(w * 2)
+        value = weakref.ref(y.data)
+        loss = (y * y).sum()
+        loss.backward()
+        tensors = [weakref.ref(y), weakref.ref(loss)]
+        del y, loss
+        assert value() is None
+        assert all(ref() is None for ref in tensors)
+    finally:
+        gc.enable()
+
+
+def test_gradients_shared_by_two_leaves_are_arrays_of_their_own():
+    x, y, g = leaf([1.0, 2.0]), leaf([3.0, 4.0]), np.array([1.0, 1.0])
+    (x + y).backward(g)
+    x.grad += 5
+    np.testing.assert_array_equal(y.grad, [1.0, 1.0])
+    np.testing.assert_array_equal(g, [1.0, 1.0])
+    s = leaf(np.zeros((2, 3)))
+    s.sum().backward()
+    assert s.grad.flags.writeable
+    s.grad[0, 0] = 7.0
+    np.testing.assert_array_equal(s.grad, [[7, 1, 1], [1, 1, 1]])
+    z = leaf(1.0)
+    z.backward()
+    z.grad[...] = 3.0
+    assert z.grad == 3.0
+    assert isinstance(z.grad, np.ndarray)
+
+
+def test_no_computation_for_constants():
+    calls = []
+    double = defvjp(
+        lambda x, y: x + y,
+        lambda g, out, x, y: calls.append("x") or g,
+        lambda g, out, x, y: calls.append("y") or g,
+    )
+    x = leaf(1.0)
+    double(x, 2.0).backward()
+    double(x, Tensor(2.0)).backward()
+    assert calls == ["x", "x"]
+    assert not (Tensor(1.0) * 2).requires_grad
+
+
+def test_no_grad_is_for_one_thread_and_nests():
+    x = leaf(1.0)
+    inside, leave, seen = threading.Event(), threading.Event(), []
+
+    def other() -> None:
+        with no_grad():
+            seen.append((x * 2).requires_grad)
+            inside.set()
+            leave.wait(10)
+        seen.append((x * 2).requires_grad)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert inside.wait(10)
+    assert (x * 2).requires_grad
+    leave.set()
+    thread.join(10)
+    assert seen == [False, True]
+    with no_grad():
+        with no_grad():
+            pass
+        assert not (x * 2).requires_grad
+        assert not np.exp(x).requires_grad
+        assert Tensor(1.0, requires_grad=True).requires_grad
+    assert (x * 2).requires_grad
+    with pytest.raises(KeyError), no_grad():
+        raise KeyError
+    assert (x * 2).requires_grad
+
+
+def test_no_grad_decorates_functions():
+    @no_grad()
+    def f(t: Tensor) -> Tensor:
+        return t * 2
+
+    assert not f(leaf(1.0)).requires_grad
+    assert not f(leaf(1.0)).requires_grad
+    assert (leaf(1.0) * 2).requires_grad
+
+
+def test_threads_build_and_differentiate_graphs_of_their_own():
+    results = {}
+
+    def work(n: int) -> None:
+        x = leaf(float(n))
+        for _ in range(300):
+            x.grad = None
+            (x * x * x + x).backward()
+        results[n] = x.grad.item()
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == {n: 3.0 * n * n + 1 for n in range(4)}
+
+
+def test_create_graph_gives_derivatives_of_any_order():
+    x = leaf(2.0)
+    y = np.sin(x) * x**4
+    expected = lambda x: anp.sin(x) * x**4  # noqa: E731
+    for _ in range(4):
+        y.backward(create_graph=True)
+        y, x.grad = x.grad, None
+        expected = autograd.grad(expected)
+        assert isinstance(y, Tensor)
+        assert y.item() == pytest.approx(expected(2.0), rel=1e-12)
+
+
+def test_create_graph_uses_the_values_that_forward_saw():
+    x = leaf(3.0)
+    y = x**3
+    x.data = 100.0
+    y.backward(create_graph=True)
+    assert x.grad.item() == 27.0
+    g, x.grad = x.grad, None
+    g.backward()
+    assert x.grad == 18.0
+
+
+def test_an_error_in_backward_leaves_all_gradients_as_they_were():
+    def fails(g: Any, out: Any, x: Any) -> Any:
+        raise RuntimeError("no")
+
+    broken = defvjp(lambda x: x + 0, fails)
+    x, y = leaf(1.0), leaf(1.0)
+    z = broken(x * 1) + y
+    with pytest.raises(RuntimeError):
+        z.backward()
+    assert x.grad is None
+    assert y.grad is None
+
+
+def test_random_programs_agree_with_second_engine():
+    unary = [
+        lambda xp, a: xp.tanh(a),
+        lambda xp, a: xp.sin(a),
+        lambda xp, a: xp.exp(-a * a),
+        lambda xp, a: xp.mean(a, axis=0, keepdims=True) + a,
+        lambda xp, a: xp.reshape(a, (4, 3)).T,
+        lambda xp, a: a[::-1, [1, 1, 0, 3]],
+        lambda xp, a: xp.sum(a) * 0.1 + a,
+        lambda xp, a: (a @ a.T) @ a * 0.1,
+    ]
+    binary = [lambda a, b: a + b, lambda a, b: a * b, lambda a, b: a - b * b, lambda a, b: a / (1 + b * b)]
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        plan = [(rng.integers(2), rng.integers(99), rng.integers(99), rng.integers(99)) for _ in range(12)]
+
+        def program(xp: Any, x: Any, y: Any, plan: Any = plan) -> Any:
+            values = [x, y + 0 * x]
+            for arity, op, i, j in plan:
+                a, b = values[i % len(values)], values[j % len(values)]
+                values.append(binary[op % len(binary)](a, b) if arity else unary[op % len(unary)](xp, a))
+            return xp.sum(xp.tanh(values[-1])) + xp.sum(xp.tanh(values[-2]))
+
+        x, y = rng.normal(size=(3, 4)), rng.normal(size=(3, 1))
+        _, found = grads(lambda a, b: program(np, a, b), x, y)
+        for i, g in enumerate(found):
+            g = 0.0 if g is None else g
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of autograd, where nothing depends on an argument
+                other = autograd.grad(lambda *xs: program(anp, *xs), i)(x, y)
+            np.testing.assert_allclose(g, other, rtol=1e-9, atol=1e-12, err_msg=f"seed {seed}")
+
+
+# --- Tensor -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("data", [2.5, 3, True, np.float32(2), np.array(4.0), [[1, 2], [3, 4]], np.arange(3), []])
+def test_data_is_always_an_array_with_numpys_dtype(data):
+    t = Tensor(data)
+    assert type(t.data) is np.ndarray
+    assert t.dtype == t.data.dtype == np.asarray(data).dtype
+    assert (t.shape, t.ndim, t.size) == (np.shape(data), np.ndim(data), np.size(data))
+    assert t.data is t.data
+
+
+def test_arrays_are_not_copied():
+    for array in (np.arange(3.0), np.array(2.0), np.arange(6.0)[::2], np.asfortranarray(np.ones((2, 3)))):
+        assert Tensor(array).data is array
+
+
+def test_changes_of_a_number_in_place_are_seen():
+    t = leaf(1.0)
+    t.data[...] = 5.0
+    assert (t * 2).item() == 10.0
+    t.data -= 1.0
+    assert (t * 2).item() == 8.0
+    d = t.detach()
+    d.data[...] = 7.0
+    assert t.item() == 7.0
+
+
+def test_data_can_be_replaced_and_keeps_shape_and_dtype():
+    t = leaf([1.0, 2.0], np.float32)
+    t.data = np.array([3.0, 4.0])
+    assert t.dtype == np.float32
+    t.data = [5, 6]
+    np.testing.assert_array_equal(t.data, np.float32([5, 6]))
+    with pytest.raises(ValueError, match=r"shape \(2,\) cannot become shape \(3,\)"):
+        t.data = np.zeros(3)
+    with pytest.raises(TypeError, match=r"int64 cannot become float64"):
+        Tensor(np.arange(3)).data = np.zeros(3)
+    np.testing.assert_array_equal(t.data, np.float32([5, 6]))
+
+
+def test_grad_can_be_set_and_is_checked():
+    t = leaf([1.0, 2.0], np.float32)
+    t.grad = [1, 2]
+    assert t.grad.dtype == np.float32
+    t.sum().backward()
+    np.testing.assert_array_equal(t.grad, [2.0, 3.0])
+    t.grad = None
+    with pytest.raises(ValueError, match=r"shape \(2,\) cannot have shape \(3,\)"):
+        t.grad = np.zeros(3)
+    with pytest.raises(ValueError, match="leaves"):
+        (t * 2).grad = np.zeros(2)
+    with pytest.raises(ValueError, match="leaves"):
+        Tensor(1.0).grad = 1.0
+    Tensor(1.0).grad = None
+
+
+def test_requires_grad_can_be_set_on_leaves_only():
+    t = Tensor([1.0])
+    t.requires_grad = True
+    (t * 2).sum().backward()
+    assert t.grad == 2.0
+    t.requires_grad = False
+    assert t.grad is None
+    assert not (t * 2).requires_grad
+    t.requires_grad = True
+    with pytest.raises(ValueError, match="detach"):
+        (t * 2).requires_grad = False
+
+
+OPERATORS = [operator.add, operator.sub, operator.mul, operator.truediv, operator.pow]
+COMPARISONS = [operator.lt, operator.le, operator.gt, operator.ge, operator.eq, operator.ne]
+
+
+@pytest.mark.parametrize("op", OPERATORS + COMPARISONS, ids=lambda op: op.__name__)
+@pytest.mark.parametrize(
+    "other",
+    [2, 2.0, True, np.float64(2), np.float32(2), np.int64(2), np.array(2.0), np.array([1.0, 2.0, 3.0]), [1, 2, 3],
+     np.arange(1, 7).reshape(2, 3), pd.Series([1.0, 2.0, 3.0]), pd.Series([1, 2, 3], index=[7, 8, 9]),
+     pd.DataFrame([[1.0, 2.0, 3.0]], columns=list("abc"))],
+    ids=lambda other: type(other).__name__,
+)  # fmt: skip
+def test_operators_take_all_kinds_of_operands_on_either_side(op, other):
+    x = np.array([1.0, 2.0, 4.0])
+    plain = np.asarray(other) if not isinstance(other, (bool, int, float)) else other
+    for t in (leaf(x), Tensor(x)):
+        for out, expected in ((op(t, other), op(x, plain)), (op(other, t), op(plain, x))):
+            assert type(out) is Tensor
+            assert type(out.data) is np.ndarray
+            assert out.dtype == expected.dtype
+            np.testing.assert_array_equal(out.data, expected)
+            assert out.requires_grad == (t.requires_grad and op in OPERATORS)
+    if op in OPERATORS:
+        for f, g in ((lambda a: op(a, other), lambda a: op(a, plain)), (lambda a: op(other, a), lambda a: op(plain, a))):
+            weights = np.ones(np.shape(g(x)))
+            np.testing.assert_allclose(grads(f, x, weights=weights)[1], central_differences(g, [x], weights), rtol=1e-6)
+
+
+def test_matmul_takes_arrays_and_pandas():
+    t, a = leaf(np.ones((3, 2))), np.arange(6.0).reshape(2, 3)
+    frame = pd.DataFrame(a)
+    for out, expected in ((a @ t, a @ np.ones((3, 2))), (t @ frame, np.ones((3, 2)) @ a), (t @ a, np.ones((3, 2)) @ a)):
+        assert type(out.data) is np.ndarray
+        np.testing.assert_array_equal(out.data, expected)
+    with pytest.raises(TypeError, match=r"Tensor\(df\) @ t"):  # pandas asks for an array before it asks the Tensor
+        frame @ t
+    assert type((Tensor(frame) @ t).data) is np.ndarray
+
+
+def test_a_tensor_never_holds_a_pandas_object():
+    frame = pd.DataFrame({"a": [1.0, 2.0], "b": [3, 4]})
+    tensors = [Tensor(frame), Tensor(frame["a"]), np.multiply(frame, leaf([1.0, 2.0])), leaf([1.0, 2.0]) - frame["a"],
+               leaf([1.0, 2.0])[frame["a"] > 1], np.where(frame["a"] > 1, leaf([1.0, 2.0]), frame["b"]),
+               leaf([1.0, 2.0]).clip(frame["a"], frame["b"])]  # fmt: skip
+    assert all(type(t.data) is np.ndarray for t in tensors)
+    np.testing.assert_array_equal(tensors[0].data, frame.to_numpy())
+
+
+def test_numpy_scalars_on_the_left_and_right_of_numbers():
+    w = leaf(3.0)
+    for out in (np.float64(2) * w, w * np.float64(2), np.array(2.0) * w, 2 * w, np.float32(2) * w):
+        assert type(out) is Tensor
+        assert out.item() == 6.0
+        assert type(out.data) is np.ndarray
+
+
+def test_comparisons_give_boolean_tensors_and_equality_with_strangers_is_false():
+    t = leaf([1.0, 2.0])
+    assert (t > 1).dtype == bool
+    assert not (t > 1).requires_grad
+    assert ((t > 0) & (t < 2)).data.tolist() == [True, False]
+    assert (~(t > 1)).data.tolist() == [True, False]
+    assert (t == None) is False  # noqa: E711
+    assert (t != "a") is True
+    assert t in {t}
+    assert hash(t) != hash(leaf([1.0, 2.0]))
+
+
+def test_augmented_assignment_rebinds():
+    a = leaf([1.0, 2.0])
+    b = a
+    a += 1
+    a *= 2
+    assert b is not a
+    np.testing.assert_array_equal(b.data, [1.0, 2.0])
+    np.testing.assert_array_equal(a.data, [4.0, 6.0])
+    a.sum().backward()
+    np.testing.assert_array_equal(b.grad, [2.0, 2.0])
+
+
+def test_indexing_with_tensors():
+    x = leaf([1.0, 2.0, 3.0])
+    x[x > 1].sum().backward()
+    np.testing.assert_array_equal(x.grad, [0.0, 1.0, 1.0])
+    assert x[Tensor([0, 0])].data.tolist() == [1.0, 1.0]
+    assert [10, 20, 30][Tensor(1)] == 20
+    first, *rest = x
+    assert first.item() == 1.0
+    assert len(rest) == 2
+    assert len(x) == 3
+
+
+def test_a_view_that_is_not_contiguous_and_read_only_data_work():
+    base = np.arange(24.0).reshape(4, 6)
+    view = base[::2, ::-2]
+    view.flags.writeable = False
+    t = Tensor(view, requires_grad=True)
+    (t * t).sum().backward()
+    np.testing.assert_array_equal(t.grad, 2 * view)
+    assert t.grad.flags.writeable
+
+
+def test_float_int_and_formatting_of_numbers():
+    assert f"{leaf(3.14159):.2f}" == "3.14"
+    assert f"{leaf(2.0)}" == "2.0"
+    assert repr(leaf(2.0)) == "Tensor(2., requires_grad=True)"
+    assert repr(Tensor([1.0, 2.0], dtype=np.float32)) == "Tensor([1., 2.], dtype=float32)"
+    assert str(Tensor([1, 2])) == f"{Tensor([1, 2])}" == "Tensor([1, 2])"
+    assert float(Tensor(2.5)) == 2.5
+    assert int(Tensor(2.5)) == 2
+    assert math.exp(Tensor(0.0)) == 1.0
+    assert leaf([[2.5]]).item() == 2.5
+    assert bool(leaf(0.0)) is False
+    assert np.asarray(Tensor([1.0, 2.0])).tolist() == [1.0, 2.0]
+    assert np.array(Tensor([1.0, 2.0]), dtype=np.float32).dtype == np.float32
+
+
+def test_leaves_can_be_copied_and_pickled():
+    t = leaf([1.0, 2.0])
+    t.sum().backward()
+    for other in (copy.deepcopy(t), pickle.loads(pickle.dumps(t))):
+        assert other.requires_grad
+        np.testing.assert_array_equal(other.grad, [1.0, 1.0])
+        (other * t).sum().backward()
+        np.testing.assert_array_equal(other.grad, [2.0, 3.0])
+        np.testing.assert_array_equal(t.data, [1.0, 2.0])
+        t.grad = [1.0, 1.0]
+    with pytest.raises(TypeError, match="detach"):
+        copy.deepcopy(t * 2)
+
+
+def test_astype_converts_gradients_back():
+    t = leaf([1.0, 2.0], np.float32)
+    out = t.astype(np.float64)
+    assert out.dtype == np.float64
+    (out * np.float64(0.1)).sum().backward()
+    assert t.grad.dtype == np.float32
+    assert not t.astype(int).requires_grad
+
+
+def test_functions_without_gradient_give_constants():
+    t = leaf([[1.0, -2.0], [3.0, 4.0]])
+    assert np.shape(t) == (2, 2)
+    assert np.argmax(t).item() == 3
+    assert np.sign(t).data.tolist() == [[1, -1], [1, 1]]
+    assert not np.sign(t).requires_grad
+    assert np.any(t < 0).item() is True
+
+
+def test_users_rule_for_a_plain_function_and_a_ufunc_and_a_replacement():
+    softplus = defvjp(lambda x: np.logaddexp(x, 0), lambda g, out, x: g / (1 + np.exp(-x)))
+    x = np.linspace(-3, 3, 7)
+    assert gradcheck(softplus, x)
+    assert type(softplus(x)) is np.ndarray
+    assert defvjp(np.arcsinh, lambda g, out, x: g / np.sqrt(x * x + 1)) is np.arcsinh
+    try:
+        assert gradcheck(np.arcsinh, x)
+        defvjp(np.arcsinh, lambda g, out, x: g * 7)
+        np.testing.assert_array_equal(grads(np.arcsinh, x)[1][0], np.full(7, 7.0))
+    finally:
+        del tinygrad_lite._table[np.arcsinh]
+
+
+# --- SGD and gradcheck ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@given(
+    lr=st.floats(0.001, 0.5),
+    momentum=st.sampled_from([0.0, 0.5, 0.9]),
+    weight_decay=st.sampled_from([0.0, 0.01, 0.3]),
+    nesterov=st.booleans(),
+    seed=SEEDS,
+)
+def test_sgd_follows_the_published_rule_step_by_step(dtype, lr, momentum, weight_decay, nesterov, seed):
+    nesterov = nesterov and momentum > 0
+    rng = np.random.default_rng(seed)
+    params = [Tensor(rng.normal(size=shape).astype(dtype), requires_grad=True) for shape in ((), (3,), (2, 2))]
+    thetas = [p.data.copy() for p in params]
+    buffers: list[Any] = [None] * 3
+    optimizer = SGD(params, lr, momentum, weight_decay, nesterov)
+    for _ in range(5):
+        for i, (p, theta) in enumerate(zip(params, thetas, strict=True)):
+            gradient = rng.normal(size=p.shape).astype(dtype)
+            p.grad = gradient
+            # https://pytorch.org/docs/stable/generated/torch.optim.SGD.html, with dampening 0
+            gradient = gradient + dtype(weight_decay) * theta
+            if momentum:
+                buffers[i] = gradient if buffers[i] is None else dtype(momentum) * buffers[i] + gradient
+                gradient = gradient + dtype(momentum) * buffers[i] if nesterov else buffers[i]
+            thetas[i] = theta - dtype(lr) * gradient
+        optimizer.step()
+        for p, theta in zip(params, thetas, strict=True):
+            assert p.dtype == dtype
+            np.testing.assert_allclose(p.data, theta, rtol=2e-6 if dtype is np.float32 else 1e-14, atol=1e-12)
+
+
+def test_sgd_numbers_worked_by_hand():
+    p = leaf(1.0)
+    optimizer = SGD([p], lr=0.1, momentum=0.9, weight_decay=0.5)
+    values = []
+    for _ in range(3):
+        p.grad = 2.0
+        optimizer.step()
+        values.append(p.item())
+    # g: 2.5, 2.375, 2.141875...; v: 2.5, 4.625, 6.30...; p: 0.75, 0.2875, -0.343125
+    assert values == pytest.approx([0.75, 0.2875, -0.343125], rel=1e-12)
+
+
+def test_sgd_passes_over_parameters_without_gradient_and_takes_a_numpy_rate():
+    p, q = leaf([1.0], np.float32), leaf([1.0])
+    optimizer = SGD((t for t in (p, q)), lr=np.float64(0.5))
+    p.grad = [1.0]
+    optimizer.step()
+    assert p.dtype == np.float32
+    assert (p.item(), q.item()) == (0.5, 1.0)
+
+
+def test_gradcheck_accepts_right_rules_and_names_what_is_wrong():
+    assert gradcheck(lambda x, y, n: (x @ y) ** n, np.ones((2, 3)), [1.0, 2.0, 3.0], 2) is True
+    assert gradcheck(lambda x: x * 2, np.float32(1.5)) is True
+    assert gradcheck(lambda x: np.sign(x) * 1.0, 3.0) is True
+    wrong = defvjp(lambda x: x**2, lambda g, out, x: g * np.array([2.0, 3.0, 2.0]) * x)
+    with pytest.raises(AssertionError, match=r"argument 1, entry \(1,\): backward gives [\d.]+, central differences [\d.]+$"):
+        gradcheck(lambda a, b: wrong(b) + a, 1.0, np.array([1.0, 2.0, 3.0]))
+
+
+# --- Bad input to the engine ------------------------------------------------------------------------------------------
+
+ERRORS: list[tuple[str, Any, type[Exception], str]] = [
+    ("broadcast", lambda: leaf([1.0, 2.0]) * leaf([1.0, 2.0, 3.0]), ValueError, r"np\.multiply of shapes \(2,\) and \(3,"),
+    ("broadcast function", lambda: np.add(leaf([1.0, 2.0]), np.ones(3)), ValueError, r"np\.add of shapes \(2,\) and \(3,"),
+    ("matmul", lambda: leaf(np.ones((2, 3))) @ np.ones((2, 3)), ValueError, r"np\.matmul of shapes \(2, 3\) and \(2, 3\)"),
+    ("matmul of a number", lambda: leaf(2.0) @ leaf(2.0), ValueError, r"np\.matmul of shapes \(\) and \(\)"),
+    ("reshape", lambda: leaf(np.ones(6)).reshape(4, 2), ValueError, r"np\.reshape of shapes \(6,\)"),
+    ("axis", lambda: leaf(np.ones(6)).sum(axis=3), ValueError, r"np\.sum of shapes \(6,\).*axis 3"),
+    ("integers", lambda: Tensor([1, 2], requires_grad=True), TypeError, r"int64 cannot require.*dtype=float"),
+    ("booleans", lambda: Tensor(True, requires_grad=True), TypeError, r"bool cannot require.*dtype=float"),
+    ("strings", lambda: Tensor(["a"], requires_grad=True), TypeError, r"<U1: convert it first"),
+    ("objects", lambda: Tensor([object()], requires_grad=True), TypeError, r"dtype object: convert it first"),
+    ("text column", lambda: Tensor(pd.Series(["a", "b"])), TypeError, r"convert it first"),
+    ("mixed frame", lambda: leaf(1.0) * pd.DataFrame({"a": [1], "b": ["x"]}), TypeError, r"convert it first"),
+    ("complex", lambda: Tensor(1j), TypeError, r"complex128: take its real part"),
+    ("complex operand", lambda: leaf(1.0) * 1j, TypeError, r"complex128: take its real part"),
+    ("complex array", lambda: np.array([1j]) * leaf(1.0), TypeError, r"complex128: take its real part"),
+    ("masked array", lambda: Tensor(np.ma.array([1.0], mask=[True])), TypeError, r"\.filled"),
+    ("ragged", lambda: Tensor([[1.0], [1.0, 2.0]]), ValueError, r"inhomogeneous"),
+    ("Tensor of a Tensor", lambda: Tensor(leaf(1.0)), TypeError, r"\.detach\(\)"),
+    ("Tensor of Tensors", lambda: Tensor([leaf(1.0)]), TypeError, r"\.detach\(\)"),
+    ("backward of several", lambda: (leaf([1.0, 2.0]) * 2).backward(), ValueError, r"\(2,\) needs a gradient.*\.sum\(\)"),
+    ("gradient shape", lambda: leaf([1.0, 2.0]).backward(np.ones(3)), ValueError, r"shape \(2,\) got a gradient of \(3,\)"),
+    ("backward of a constant", lambda: Tensor(1.0).backward(), ValueError, r"requires_grad=True"),
+    ("writing", lambda: operator.setitem(leaf([1.0]), 0, 1), TypeError, r"cannot be written to.*np\.where"),
+    ("np.asarray", lambda: np.asarray(leaf([1.0])), TypeError, r"NumPy array.*\.detach\(\)"),
+    ("np.array of a list", lambda: np.array([leaf(1.0), leaf(2.0)]), TypeError, r"NumPy array.*\.detach\(\)"),
+    ("float", lambda: float(leaf(1.0)), TypeError, r"Python number.*np\. functions.*\.item\(\)"),
+    ("int", lambda: int(leaf(1.0)), TypeError, r"Python number.*np\. functions.*\.item\(\)"),
+    ("math.exp", lambda: math.exp(leaf(1.0)), TypeError, r"Python number.*np\. functions.*\.item\(\)"),
+    ("np.float64", lambda: np.float64(leaf(1.0)), TypeError, r"np\. functions.*\.item\(\)"),
+    ("assignment of an array", lambda: operator.setitem(np.zeros(2), slice(None), leaf([1.0, 2])), TypeError, r"\.item\(\)"),
+    ("array += t", lambda: operator.iadd(np.zeros(2), leaf(1.0)), TypeError, r"np\.add with out=.*y = np\.add"),
+    ("out=", lambda: np.exp(leaf(1.0), out=np.zeros(())), TypeError, r"np\.exp with out="),
+    ("where=", lambda: np.exp(leaf(1.0), where=True), TypeError, r"np\.exp with where="),
+    ("reduce", lambda: np.add.reduce(leaf([1.0])), TypeError, r"np\.add\.reduce"),
+    ("add.at", lambda: np.add.at(np.zeros(2), [0], leaf([1.0])), TypeError, r"np\.add\.at"),
+    ("no rule", lambda: np.fft.fft(leaf([1.0])), TypeError, r"np\.fft\.fft has no derivative rule.*defvjp"),
+    ("no rule for a ufunc", lambda: np.spacing(leaf([1.0])), TypeError, r"np\.spacing has no derivative rule.*defvjp"),
+    ("no rule for an option", lambda: np.sum(leaf([1.0]), dtype=float), TypeError, r"np\.sum.*'dtype'"),
+    ("no rule for an argument", lambda: np.where(leaf([1.0]), 1.0, 2.0), TypeError, r"np\.where.*argument 0"),
+    ("by keyword", lambda: np.clip(Tensor(1.0), a_min=leaf(0.0), a_max=1.0), TypeError, r"by position"),
+    ("multiplied by text", lambda: leaf(1.0) + "a", TypeError, r"unsupported operand"),
+    ("length of a number", lambda: len(leaf(1.0)), TypeError, r"0-d"),
+    ("iteration over a number", lambda: list(leaf(1.0)), TypeError, r"0-d"),
+    ("index", lambda: [1, 2][leaf(1.0)], TypeError, r"index must be an integer"),
+    ("truth of several", lambda: bool(leaf([1.0, 2.0])), ValueError, r"ambiguous"),
+    ("item of several", lambda: leaf([1.0, 2.0]).item(), ValueError, r"size 1"),
+    ("out of range", lambda: leaf([1.0, 2.0])[2], IndexError, r"index 2 is out of bounds"),
+    ("SGD over nothing", lambda: SGD([], lr=0.1), ValueError, r"no parameters"),
+    ("SGD over an array", lambda: SGD([np.ones(2)], lr=0.1), TypeError, r"parameter 0 is of type ndarray"),
+    ("SGD over one Tensor", lambda: SGD(leaf([1.0]), lr=0.1), TypeError, r"SGD\(\[t\]"),
+    ("SGD over a constant", lambda: SGD([leaf(1.0), Tensor(1.0)], lr=0.1), ValueError, r"parameter 1.*requires_grad=True"),
+    ("SGD over a result", lambda: SGD([leaf(1.0) * 2], lr=0.1), ValueError, r"parameter 0"),
+    ("SGD twice", lambda: SGD([leaf(1.0)] * 2, lr=0.1), ValueError, r"twice"),
+    ("negative rate", lambda: SGD([leaf(1.0)], lr=-0.1), ValueError, r"lr=-0\.1"),
+    ("nan rate", lambda: SGD([leaf(1.0)], lr=math.nan), ValueError, r"lr=nan"),
+    ("negative momentum", lambda: SGD([leaf(1.0)], lr=0.1, momentum=-1), ValueError, r"momentum=-1"),
+    ("negative decay", lambda: SGD([leaf(1.0)], lr=0.1, weight_decay=-1), ValueError, r"weight_decay=-1"),
+    ("nesterov alone", lambda: SGD([leaf(1.0)], lr=0.1, nesterov=True), ValueError, r"momentum"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "kind", "message"), [e[1:] for e in ERRORS], ids=[e[0] for e in ERRORS])
+def test_bad_input_gives_one_clear_sentence(call, kind, message):
+    with pytest.raises(kind, match=message) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+def test_array_element_assignment_of_a_tensor_is_refused_and_says_why():
+    array = np.zeros(2)
+    with pytest.raises(ValueError, match="setting an array element") as caught:  # NumPy's words; ours are their cause
+        array[0] = leaf(1.0)
+    assert ".item()" in str(caught.value.__cause__)
+    array[0] = Tensor(3.0)
+    assert array.tolist() == [3.0, 0.0]
+
+
+def test_module_examples():
+    results = doctest.testmod(tinygrad_lite)
+    assert results.attempted > 20
+    assert results.failed == 0
