@@ -5,12 +5,19 @@ from __future__ import annotations
 import copy
 import doctest
 import gc
+import json
 import math
 import operator
+import os
 import pickle
+import re
+import signal
+import subprocess
+import sys
 import threading
 import warnings
 import weakref
+from pathlib import Path
 from typing import Any
 
 import autograd
@@ -29,6 +36,7 @@ from tinygrad_lite import SGD, Tensor, defvjp, gradcheck, no_grad, relu, sigmoid
 settings.register_profile("suite", deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
 settings.load_profile("suite")
 
+HERE = Path(__file__).parent
 SEEDS = st.integers(0, 2**32 - 1)
 
 
@@ -782,7 +790,10 @@ def test_operators_take_all_kinds_of_operands_on_either_side(op, other):
             np.testing.assert_array_equal(out.data, expected)
             assert out.requires_grad == (t.requires_grad and op in OPERATORS)
     if op in OPERATORS:
-        for f, g in ((lambda a: op(a, other), lambda a: op(a, plain)), (lambda a: op(other, a), lambda a: op(plain, a))):
+        for f, g in (
+            (lambda a: op(a, other), lambda a: op(a, plain)),
+            (lambda a: op(other, a), lambda a: op(plain, a)),
+        ):
             weights = np.ones(np.shape(g(x)))
             np.testing.assert_allclose(grads(f, x, weights=weights)[1], central_differences(g, [x], weights), rtol=1e-6)
 
@@ -982,7 +993,9 @@ def test_gradcheck_accepts_right_rules_and_names_what_is_wrong():
     assert gradcheck(lambda x: x * 2, np.float32(1.5)) is True
     assert gradcheck(lambda x: np.sign(x) * 1.0, 3.0) is True
     wrong = defvjp(lambda x: x**2, lambda g, out, x: g * np.array([2.0, 3.0, 2.0]) * x)
-    with pytest.raises(AssertionError, match=r"argument 1, entry \(1,\): backward gives [\d.]+, central differences [\d.]+$"):
+    with pytest.raises(
+        AssertionError, match=r"argument 1, entry \(1,\): backward gives [\d.]+, central differences [\d.]+$"
+    ):
         gradcheck(lambda a, b: wrong(b) + a, 1.0, np.array([1.0, 2.0, 3.0]))
 
 
@@ -1070,3 +1083,223 @@ def test_module_examples():
     results = doctest.testmod(tinygrad_lite)
     assert results.attempted > 20
     assert results.failed == 0
+
+
+def test_readme_examples_print_what_they_say(capsys):
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", (HERE / "README.md").read_text(), re.DOTALL):
+        exec(block, names)
+        assert capsys.readouterr().out.splitlines() == re.findall(r"^print.*  # (.*)$", block, re.MULTILINE)
+
+
+# --- train_linear.py --------------------------------------------------------------------------------------------------
+
+
+def run_script(name: str, *args: object, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a script as a user does, in a process of its own."""
+    command = [sys.executable, str(HERE / name), *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=os.environ | env)
+
+
+def linear(capsys: Any, *args: object) -> Any:
+    """The JSON report of train_linear in this process."""
+    assert train_linear.main([*map(str, args), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_linear_script_prints_a_line_per_epoch_and_the_line_it_found():
+    done = run_script("train_linear.py", "--rows", 500, "--epochs", 20)
+    assert (done.returncode, done.stderr) == (0, "")
+    *epochs, last = done.stdout.splitlines()
+    assert last == "y = 1.000000 x - 1.000000"
+    assert len(epochs) == 20
+    pattern = r"epoch +(\d+)  loss (\S+)  w (\S+)  b (\S+)  ([\d,]+) steps/s"
+    numbers = [re.fullmatch(pattern, line).groups() for line in epochs]  # type: ignore[union-attr]
+    assert [int(n[0]) for n in numbers] == list(range(1, 21))
+    assert float(numbers[-1][1]) < float(numbers[0][1])
+    assert float(numbers[-1][2]) == pytest.approx(1, abs=1e-6)
+    assert float(numbers[-1][3]) == pytest.approx(-1 / 500, abs=1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 64])
+def test_linear_model_finds_the_line_on_numbers_and_on_arrays(capsys, size):
+    report = linear(capsys, "--rows", 2000, "--batch-size", size, "--epochs", 60, "--lr", 0.1 if size == 1 else 0.5)
+    assert report["slope"] == pytest.approx(1, abs=1e-6)
+    assert report["intercept"] == pytest.approx(-1, abs=1e-3)
+    assert report["loss"] < 1e-12
+    assert report["steps"] == 60 * math.ceil(2000 / size)
+    assert report["rows"] == 2000
+    assert report["seconds"] > 0
+
+
+def test_linear_runs_the_same_model_on_numbers_and_arrays(monkeypatch, capsys):
+    shapes: dict[int, set[tuple[int, ...]]] = {1: set(), 64: set()}
+    model = train_linear.squared_error
+    for size, seen in shapes.items():
+        monkeypatch.setattr(
+            train_linear, "squared_error", lambda w, b, x, y: seen.add((w.shape, np.shape(x))) or model(w, b, x, y)
+        )
+        linear(capsys, "--rows", 100, "--epochs", 1, "--batch-size", size)
+    assert shapes == {1: {((), ()), ((), (100,))}, 64: {((), (64,)), ((), (36,)), ((), (100,))}}
+
+
+def test_linear_steps_are_those_of_gradient_descent_by_hand():
+    x, y = np.array([0.5, -1.0, 2.0]), np.array([1.0, 0.0, -1.0])
+    *_, (_, loss, w, b, steps, _) = train_linear.train(x, y, 3, 1, 0.1, seed=7)
+    rng, w_hand, b_hand = np.random.default_rng(7), 0.0, 0.0
+    for epoch in range(3):
+        for i in rng.permutation(3):
+            error = w_hand * x[i] + b_hand - y[i]
+            rate = 0.1 * (1 - epoch / 3)
+            w_hand, b_hand = w_hand - rate * 2 * error * x[i], b_hand - rate * 2 * error
+    assert (w, b, steps) == (pytest.approx(w_hand, rel=1e-12), pytest.approx(b_hand, rel=1e-12), 9)
+    assert loss == pytest.approx(np.mean((w_hand * x + b_hand - y) ** 2), rel=1e-12)
+
+
+def test_linear_seed_decides_the_order(capsys):
+    reports = [linear(capsys, "--rows", 50, "--epochs", 1, "--seed", seed)["slope"] for seed in (1, 1, 2)]
+    assert reports[0] == reports[1] != reports[2]
+
+
+def test_linear_data_round_trip_and_units_of_the_file(capsys, tmp_path):
+    file = tmp_path / "line.csv"
+    made = linear(capsys, "--rows", 300, "--epochs", 40, "--save-data", file)
+    table = pd.read_csv(file)
+    assert list(table) == ["x", "y"]
+    np.testing.assert_array_equal(table["x"], np.arange(300))
+    np.testing.assert_array_equal(table["y"], np.arange(300) - 1)
+    read = linear(capsys, "--data", file, "--epochs", 40)
+    assert read["slope"] == pytest.approx(made["slope"], abs=1e-5)
+    assert read["intercept"] == pytest.approx(-1, abs=1e-2)
+    rng = np.random.default_rng(0)
+    x = rng.uniform(-400, 900, 3000)
+    noisy = tmp_path / "noisy.csv"
+    pd.DataFrame({"y": 2e5 - 30 * x + rng.normal(0, 2000, 3000), "x": x, "note": "a, b"}).to_csv(noisy, index=False)
+    slope, intercept = np.polyfit(x, pd.read_csv(noisy)["y"], 1)
+    report = linear(capsys, "--data", noisy, "--epochs", 30)
+    assert report["slope"] == pytest.approx(slope, rel=0.02)
+    assert report["intercept"] == pytest.approx(intercept, rel=0.002)
+
+
+def test_linear_reports_the_start_after_no_epochs(capsys):
+    report = linear(capsys, "--rows", 10, "--epochs", 0)
+    assert (report["slope"], report["intercept"], report["steps"]) == (0, 0, 0)
+
+
+def test_linear_interrupted_gives_the_report_so_far(monkeypatch, capsys):
+    batches, calls = train_linear.batches, []
+
+    def interrupted(*args: Any) -> Any:
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return batches(*args)
+
+    monkeypatch.setattr(train_linear, "batches", interrupted)
+    assert train_linear.main(["--rows", "200"]) == 130
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert "after epoch 2" in lines[2]
+    assert lines[3].startswith("y = ")
+
+
+def test_linear_ctrl_c_from_the_keyboard():
+    command = [sys.executable, str(HERE / "train_linear.py"), "--rows", "3000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("epoch   1")
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert err == ""
+    assert out.splitlines()[-1].startswith("y = ")
+
+
+def test_linear_reader_that_leaves_early_sees_no_traceback():
+    command = [sys.executable, str(HERE / "train_linear.py"), "--rows", "300"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("epoch   1")
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+
+
+BAD_OPTIONS = {
+    "--rows 0": "--rows.*0",
+    "--rows 1.5": "--rows.*1.5",
+    "--batch-size 0": "--batch-size.*0",
+    "--epochs -1": "--epochs.*-1",
+    "--lr nan": "--lr.*nan",
+    "--lr inf": "--lr.*inf",
+    "--lr 0": "--lr.*0",
+    "--lr x": "--lr.*x",
+    "--seed -1": "--seed.*-1",
+    "--frobnicate": "--frobnicate",
+    "--data": "--data.*expected",
+    "--rows 10 --data x.csv": "--data.*--rows",
+    "--rows 100 --lr 1e9": "overflowed in epoch 1.*--lr",
+    "--rows 100 --lr 1e300 --batch-size 10": "overflowed in epoch 1.*--lr",
+}
+
+
+def fails_with_one_sentence(capsys: Any, main: Any, argv: list[str], message: str) -> None:
+    assert main(argv) == 2
+    out, err = capsys.readouterr()
+    assert err.count("\n") == 1, err
+    assert re.search(message, err), err
+    assert "nan" not in out
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("options", BAD_OPTIONS, ids=str)
+def test_linear_bad_options(capsys, options):
+    fails_with_one_sentence(capsys, train_linear.main, options.split(), BAD_OPTIONS[options])
+
+
+GOOD_ROWS = "1,2\n2,3\n3,4\n4,5\n"
+BAD_LINES = {
+    "": "is empty",
+    "\n\n": "is empty",
+    "x,y\n": "0 rows.*at least 5",
+    "x,y\n" + GOOD_ROWS: "4 rows.*at least 5",
+    "x,z\n" + GOOD_ROWS + "5,6\n": "column 'y'.*x.*z",
+    "x,x,y\n" + GOOD_ROWS + "5,6\n": "column 'x'",
+    "x,y\n" + GOOD_ROWS + "five,6\n": r"row 5 \(line 6\).*'x'.*'five'",
+    "x,y\n" + GOOD_ROWS + "\n5,\n": r"row 5 \(line 7\).*'y'.*''",
+    "x,y\n1,2\n2\n3,4\n4,5\n5,6\n": r"row 2 \(line 3\).*'y'",
+    "x,y\n" + GOOD_ROWS + "nan,6\n": r"row 5 \(line 6\).*'x'.*'nan'",
+    "x,y\n" + GOOD_ROWS + "5,inf\n": r"row 5 \(line 6\).*'y'.*'inf'",
+    "x,y\n" + "3,1\n" * 6: "'x' is 3 in every row",
+    '{"x": [1, 2], "y": [1, 2]}': "is not a CSV file",
+    'x,y\n"1,2\n': "not a CSV|must be a CSV",
+    "\x00\x01\x02PNG": "CSV|column",
+}
+
+
+@pytest.mark.parametrize("text", BAD_LINES, ids=repr)
+def test_linear_bad_files(capsys, tmp_path, text):
+    file = tmp_path / "bad.csv"
+    file.write_text(text)
+    fails_with_one_sentence(capsys, train_linear.main, ["--data", str(file)], BAD_LINES[text])
+
+
+def test_linear_files_that_cannot_be_read_or_written(capsys, tmp_path):
+    file = tmp_path / "latin.csv"
+    file.write_bytes(b"x,y\n\xff\xfe,1\n")
+    for argv, message in (
+        (["--data", str(tmp_path / "none.csv")], "none.csv"),
+        (["--data", str(tmp_path)], "irectory"),
+        (["--data", str(file)], "UTF-8"),
+        (["--rows", "10", "--save-data", str(tmp_path)], "cannot be written"),
+        (["--rows", "10", "--save-data", str(tmp_path / "none" / "x.csv")], "cannot be written"),
+    ):
+        fails_with_one_sentence(capsys, train_linear.main, argv, message)
+
+
+def test_linear_takes_a_constant_y_and_a_file_with_quirks(capsys, tmp_path):
+    file = tmp_path / "quirks.csv"
+    file.write_bytes(b"\xef\xbb\xbf x , y,\r\n" + b"".join(b" %d, 7,\r\n" % i for i in range(1, 30)))
+    report = linear(capsys, "--data", file, "--epochs", 300)
+    assert report["slope"] == pytest.approx(0, abs=1e-6)
+    assert report["intercept"] == pytest.approx(7, abs=1e-5)

@@ -83,12 +83,15 @@ class _Row:
         self.function = self.compute = function
         self.vjps, self.expression, self.checked = (), None, set()
 
-    def check(self, required, args, options):
+    def check(self, nodes, args, options):
         """Refuse what no rule here would see: arguments without a VJP, and options that NumPy has but the rule not."""
+        way = (*[node is not None for node in nodes], *options)
+        if way in self.checked:
+            return
         name = _name(self.function)
         vjps = [*self.vjps, *[None] * len(args)]
-        for i, vjp in enumerate(vjps[: len(args)]):
-            if required[i] and not vjp and not self.expression:
+        for i, node in enumerate(nodes):
+            if node is not None and not vjps[i] and not self.expression:
                 raise TypeError(f"{name} has no derivative rule for argument {i}: give it t.detach() there")
         try:
             if self.expression:
@@ -97,7 +100,7 @@ class _Row:
                 inspect.signature(next(filter(None, vjps))).bind("g", "out", *args, **options)
         except TypeError as error:
             raise TypeError(f"{name} of a Tensor that requires gradients cannot be called so: {error}") from None
-        self.checked.add((*required, *options))
+        self.checked.add(way)
 
 
 _table: dict[Callable, _Row] = {}
@@ -162,7 +165,7 @@ def _explained(function, values, error):
     return ValueError(f"{_name(function)} of shapes {shapes}: {str(error).strip()}{advice}")
 
 
-_new = object.__new__
+_new, _float64 = object.__new__, np.float64  # looked up once, since every scalar operation needs them
 
 
 def _wrap(value, node):
@@ -187,21 +190,21 @@ def _apply(function, *args, **options):
     if row is None:
         name = _name(function)
         raise TypeError(f"{name} has no derivative rule: add one with defvjp({name}, ...), or give it t.detach().data")
-    nodes, values = [], []
+    nodes, values, recorded = [], [], False
     for arg in args:
         node = None
         if isinstance(arg, Tensor):
             node, arg = arg._node, arg._value
+            if node is not None:
+                recorded = _thread.recording and bool(row.vjps or row.expression)
         elif arg.__class__ not in _plain and hasattr(arg, "to_numpy"):
             arg = _as_value(arg)
         nodes.append(node)
         values.append(arg)
     if options and any([isinstance(option, Tensor) for option in options.values()]):
         raise TypeError(f"{_name(function)} takes Tensors by position, not by keyword")
-    required = [node is not None for node in nodes]
-    recorded = True in required and _thread.recording and (row.vjps or row.expression)
-    if recorded and (*required, *options) not in row.checked:
-        row.check(required, args, options)
+    if recorded and (options or len(args) > 1):
+        row.check(nodes, args, options)
     if recorded and row.expression:
         return row.expression(*args, **options)
     try:
@@ -559,7 +562,7 @@ def defvjp(function: Callable, *vjps: Callable | None) -> Callable:
     Parameters
     ----------
     function : a NumPy function, any ufunc, or a plain Python function of arrays.
-    vjps : for each positional argument ``vjp(g, out, *arguments, **options)`` or None where there is no derivative.
+    vjps : for each positional argument ``vjp(g, out, *arguments, **options)``, or None where there is no derivative.
         ``g`` and ``out``, the result, have the same shape; the VJP may return the shape that broadcasting gave its
         argument. Without ``vjps`` at all the result is a constant.
 
@@ -574,7 +577,7 @@ def defvjp(function: Callable, *vjps: Callable | None) -> Callable:
     array(12.)
     """
     row = _table.setdefault(function, _Row(function))
-    row.vjps, row.expression, row.checked = vjps, None, set()
+    row.vjps, row.expression, row.checked = vjps if any(vjps) else (), None, set()
     if isinstance(function, np.ufunc) or hasattr(function, "_implementation"):
         return function
 
@@ -758,9 +761,9 @@ defvjp(np.broadcast_to, lambda g, out, x, shape: g)
 defvjp(operator.getitem, lambda g, out, x, index: _scatter(g, index, x.shape))
 _scatter = defvjp(_add_at, lambda g, out, values, index, shape: g[index])
 
-# The methods begin in half the time of the functions.
-_table[np.sum].compute = lambda x, axis=None, keepdims=False: x.sum(axis=axis, keepdims=keepdims)
-_table[np.mean].compute = lambda x, axis=None, keepdims=False: x.mean(axis=axis, keepdims=keepdims)
+# The methods begin in half the time of the functions, and a number is its own sum and mean.
+_table[np.sum].compute = lambda x, axis=None, keepdims=False: x.sum(axis=axis, keepdims=keepdims) if x.ndim else +x
+_table[np.mean].compute = lambda x, axis=None, keepdims=False: x.mean(axis=axis, keepdims=keepdims) if x.ndim else +x
 
 for constant in (np.equal, np.not_equal, np.less, np.less_equal, np.greater, np.greater_equal, np.sign,
                  np.bitwise_and, np.bitwise_or, np.bitwise_xor, np.invert, np.isfinite, np.isnan, np.isinf,
@@ -778,31 +781,30 @@ def _backward(node, gradient, create_graph):
     """Add to each leaf's gradient what comes down to it when the gradient of ``node`` is ``gradient``."""
     if create_graph and not isinstance(gradient, Tensor):
         gradient = _wrap(gradient, None)
-    gradients = {node: gradient}
-    leaves = []
+    gradients, leaves = {node: gradient}, []
     heap = [(node.order, node)]
     while heap:
-        node = heappop(heap)[1]
+        _, node = heappop(heap)
         g = gradients.pop(node)
-        row = node.row
+        row, out, values, options = node.row, node.out, node.values, node.options
         if row is None:
             leaves.append((node, g))
             continue
-        out, values = node.out, node.values
         if create_graph:  # the saved values, linked to their places in the graph
             out = _wrap(out, node)
             values = [v if p is None else _wrap(v, p) for v, p in zip(values, node.parents, strict=True)]
-        for parent, vjp, x in zip(node.parents, row.vjps, values):  # noqa: B905  (trailing options have no VJP)
+        for parent, vjp, x in zip(node.parents, row.vjps, values, strict=False):  # options by position have no VJP
             if parent is None:
                 continue
-            part = vjp(g, out, *values, **node.options) if node.options else vjp(g, out, *values)
-            if part.__class__ is not np.float64 or x.__class__ is not np.float64:
+            part = vjp(g, out, *values, **options) if options else vjp(g, out, *values)
+            if part.__class__ is not _float64 or x.__class__ is not _float64:
                 part = _fit(part, x)
-            if parent in gradients:
-                gradients[parent] = gradients[parent] + part
-            else:
+            before = gradients.get(parent)
+            if before is None:
                 gradients[parent] = part
                 heappush(heap, (parent.order, parent))
+            else:
+                gradients[parent] = before + part
     for leaf, g in leaves:  # only now, so that an error on the way leaves every gradient as it was
         leaf.grad = leaf.grad + g if leaf.grad is not None else g.copy() if isinstance(g, np.ndarray) else g
 

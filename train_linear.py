@@ -15,24 +15,31 @@ arrays instead of numbers.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import csv
+import io
 import json
 import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from tinygrad_lite import SGD, Tensor, no_grad
+
+Array = NDArray[np.float64]
 
 FEWEST_ROWS = 5
 
 
-# --- The command line -------------------------------------------------------------------------------------------------
-# What the user typed or gave and cannot be used is one sentence on standard error and exit code 2, in both scripts.
+# --- What both scripts share ------------------------------------------------------------------------------------------
+# What the user typed or gave and cannot be used is one sentence on standard error and the exit code 2.
 
 
 class InputError(Exception):
@@ -40,84 +47,103 @@ class InputError(Exception):
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are InputErrors."""
+    """An argument parser that raises its errors as InputErrors."""
 
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} (see --help)")
+        raise InputError(f"{message} (--help lists the options)")
 
 
-def number(kind: Callable[[str], float], low: float, high: float = math.inf, above: bool = False) -> Callable:
-    """A type for argparse: a finite number from ``low`` (or ``above`` it) to below ``high``."""
+def number(convert: Callable[[str], float], low: float, high: float = sys.float_info.max) -> Callable[[str], float]:
+    """The type of an option for argparse: a number from ``low`` to ``high``."""
 
-    def convert(text: str) -> float:
-        value = kind(text)
-        if not (low < value if above else low <= value) or not value < high:
-            limit = "" if high == math.inf else f" and below {high}"
-            raise argparse.ArgumentTypeError(f"{text} must be {'above' if above else 'at least'} {low}{limit}, and finite")
-        return value
+    def parse(text: str) -> float:
+        kind = "a whole number" if convert is int else "a number"
+        limits = f"from {low:g} to {high:g}" if high < sys.float_info.max else f"of at least {low:g}"
+        with contextlib.suppress(ValueError):
+            if low <= convert(text) <= high:
+                return convert(text)
+        raise argparse.ArgumentTypeError(f"must be {kind} {limits}, not {text!r}")
 
-    convert.__name__ = "whole number" if kind is int else "number"  # as argparse calls what is none
-    return convert
+    return parse
 
 
 def run(job: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None) -> int:
-    """The exit code of a job, with what went wrong said on standard error."""
+    """The exit code of a job: its own, 2 for bad input, 130 after Ctrl-C, 141 if nobody reads standard output."""
     try:
-        code = job(argv)
+        with np.errstate(all="ignore"):  # an overflow shows in the loss
+            code = job(argv)
         sys.stdout.flush()
         return code
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted before the training began", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # whoever read the lines, head say, has seen enough
+    except BrokenPipeError:  # as under "| head"; Python still flushes at exit, and that must go somewhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 141
+
+
+def parse_table(text: str, name: str, columns: Sequence[str]) -> pd.DataFrame:
+    """The cells of some columns of CSV text, stripped of blanks; the index is the line that each row ends on.
+
+    The csv module reads it, because it knows the lines and keeps a row with a comma too many in its place.
+    """
+    reader = csv.reader(io.StringIO(text), skipinitialspace=True, strict=True)
+    try:
+        rows = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if any(map(str.strip, cells))]
+    except csv.Error as error:
+        raise InputError(f"{name} is not a CSV file: {error} in line {reader.line_num}") from None
+    if not rows:
+        raise InputError(f"{name} is empty: it must have a header and at least {FEWEST_ROWS} rows")
+    (_, header), *rows = rows
+    for column in columns:
+        if header.count(column) != 1:
+            raise InputError(f"{name} must have one column {column!r}, but its header is {','.join(header)!r:.300}")
+    if len(rows) < FEWEST_ROWS:
+        raise InputError(f"{name} has {len(rows)} rows: at least {FEWEST_ROWS} are needed")
+    places = [header.index(column) for column in columns]
+    cells = [["".join(row[place : place + 1]) for place in places] for _, row in rows]
+    return pd.DataFrame(cells, columns=list(columns), index=[line for line, _ in rows])
+
+
+def read_table(path: str, columns: Sequence[str]) -> pd.DataFrame:
+    """``parse_table`` of a file."""
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeError) as error:
+        raise InputError(f"{path} must be a CSV file in UTF-8, but reading it failed: {error}") from None
+    return parse_table(text, path, columns)
+
+
+def as_numbers(name: str, cells: pd.Series, kind: str = "a finite number") -> NDArray[np.float64]:
+    """The numbers in a column of ``parse_table``."""
+    numbers = pd.to_numeric(cells, errors="coerce").to_numpy(float)
+    for row in np.flatnonzero(~np.isfinite(numbers))[:1]:
+        where = f"{name}, row {row + 1} (line {cells.index[row]})"
+        raise InputError(f"{where}: {cells.name!r} must be {kind}, but is {cells.iloc[row]!r:.60}")
+    return numbers
 
 
 # --- The data ---------------------------------------------------------------------------------------------------------
 
 
-def read_table(path: str, columns: Sequence[str]) -> pd.DataFrame:
-    """The named columns of a CSV file as text, without the blanks around names and values."""
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist: give the path of a CSV file") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    except pd.errors.EmptyDataError:
-        raise InputError(f"{path} is empty: it must begin with a line of column names, {','.join(columns)}") from None
-    except (pd.errors.ParserError, UnicodeDecodeError, ValueError) as error:
-        raise InputError(f"{path} is not a CSV file: {' '.join(str(error).split())}") from None
-    table.columns = table.columns.str.strip()
-    for column in columns:
-        if list(table.columns).count(column) != 1:
-            raise InputError(f"{path} needs one column {column!r}, but has the columns {', '.join(table.columns)}")
-    if len(table) < FEWEST_ROWS:
-        raise InputError(f"{path} holds {len(table)} rows of data: at least {FEWEST_ROWS} are needed")
-    return table[list(columns)].apply(lambda column: column.str.strip())
+def load(options: argparse.Namespace) -> tuple[Array, Array, float, float]:
+    """The columns x and y, read or made, and the units that training scales them by."""
+    if not options.data:
+        x = np.arange(options.rows or 100_000, dtype=float)
+        return x, x - 1, float(len(x)), float(len(x))
+    if options.rows:
+        raise InputError("--data reads the rows that --rows would make: give one of the two")
+    table = read_table(options.data, ["x", "y"])
+    x, y = as_numbers(options.data, table["x"]), as_numbers(options.data, table["y"])
+    if x.min() == x.max():
+        raise InputError(f"{options.data}: 'x' is {x[0]:g} in every row, which leaves the slope open: it must vary")
+    return x, y, np.abs(x).max(), np.abs(y).max() or 1.0
 
 
-def as_numbers(path: str, column: pd.Series) -> np.ndarray:
-    """A column of text as finite floats; row 1 is the first below the column names."""
-    values = pd.to_numeric(column, errors="coerce").to_numpy(float)
-    if not np.isfinite(values).all():
-        row = int(np.flatnonzero(~np.isfinite(values))[0])
-        raise InputError(f"{path}, row {row + 1}, column {column.name!r}: {column.iloc[row]!r} is not a finite number")
-    return values
-
-
-def largest(path: str, name: str, values: np.ndarray) -> float:
-    """The largest absolute value, by which a column is scaled; 1 for a column of zeros."""
-    if name == "x" and values.min() == values.max():
-        raise InputError(f"{path}: column 'x' is {values[0]:g} in every row, which leaves the slope open: it must vary")
-    return float(np.abs(values).max()) or 1.0
-
-
-def batches(x: np.ndarray, y: np.ndarray, size: int, rng: np.random.Generator) -> Iterator[tuple[Any, Any]]:
+def batches(x: Array, y: Array, size: int, rng: np.random.Generator) -> Iterable[tuple[Any, Any]]:
     """All examples in a shuffled order: as numbers for ``size`` 1, else as arrays of shape (size,)."""
     order = rng.permutation(len(x))
     x, y = x[order], y[order]
@@ -134,7 +160,7 @@ def squared_error(w: Tensor, b: Tensor, x: Any, y: Any) -> Tensor:
     return ((w * x + b - y) ** 2).mean()
 
 
-def train(x: np.ndarray, y: np.ndarray, epochs: int, size: int, lr: float, seed: int) -> Iterator[tuple[Any, ...]]:
+def train(x: Array, y: Array, epochs: int, size: int, lr: float, seed: int) -> Iterator[tuple[Any, ...]]:
     """Yield (epoch, loss, w, b, steps, seconds) before the first epoch and after each; seconds are the epoch's own.
 
     The learning rate falls from lr to lr / epochs, so that noise in the data averages out in the end.
@@ -160,67 +186,53 @@ def train(x: np.ndarray, y: np.ndarray, epochs: int, size: int, lr: float, seed:
         yield epoch, loss, w.item(), b.item(), steps, seconds
 
 
-def job(argv: Sequence[str] | None) -> int:
+def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(description="Fit y = w * x + b by stochastic gradient descent, one example at a time.")
+    rate = number(float, sys.float_info.min)
     parser.add_argument("--rows", type=number(int, 2), help="rows to make: x = 0, 1, ..., y = x - 1 (default 100000)")
     parser.add_argument("--data", metavar="FILE.csv", help="train on a CSV file with the columns x,y instead")
     parser.add_argument("--save-data", metavar="FILE.csv", help="write the data as x,y and go on")
     parser.add_argument("--epochs", type=number(int, 0), default=50, help="passes over the data (default 50)")
     parser.add_argument("--batch-size", type=number(int, 1), default=1, help="examples per step (default 1)")
-    parser.add_argument("--lr", type=number(float, 0, above=True), default=0.1, help="first learning rate (default 0.1)")
+    parser.add_argument("--lr", type=rate, default=0.1, help="first learning rate (default 0.1)")
     parser.add_argument("--seed", type=number(int, 0), default=0, help="of the shuffled order (default 0)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
-    options = parser.parse_args(argv)
+    return parser.parse_args(argv)
 
-    if options.data and options.rows:
-        raise InputError("--data reads the rows that --rows would make: give one of the two")
-    if options.data:
-        table = read_table(options.data, ["x", "y"])
-        x, y = (as_numbers(options.data, table[name]) for name in ("x", "y"))
-        x_unit, y_unit = largest(options.data, "x", x), largest(options.data, "y", y)
-    else:
-        x = np.arange(options.rows or 100_000, dtype=float)
-        y = x - 1
-        x_unit = y_unit = float(len(x))
+
+def job(argv: Sequence[str] | None) -> int:
+    options = parse_options(argv)
+    x, y, x_unit, y_unit = load(options)
     if options.save_data:
         try:
             pd.DataFrame({"x": x, "y": y}).to_csv(options.save_data, index=False)
         except OSError as error:
-            raise InputError(f"{options.save_data} cannot be written: {error.strerror or error}") from None
+            raise InputError(f"{options.save_data} cannot be written: {error}") from None
 
     start, interrupted = time.perf_counter(), False
-    epoch = loss = w = b = steps = None
+    states = train(x / x_unit, y / y_unit, options.epochs, options.batch_size, options.lr, options.seed)
+    epoch, loss, w, b, steps, _ = next(states)
     try:
-        with np.errstate(all="ignore"):  # an overflow is told by the loss
-            for epoch, loss, w, b, steps, seconds in train(
-                x / x_unit, y / y_unit, options.epochs, options.batch_size, options.lr, options.seed
-            ):
-                if epoch and not options.json:
-                    speed = (steps // epoch) / seconds
-                    print(f"epoch {epoch:3d}  loss {loss:.3e}  w {w:.6f}  b {b:.8f}  {speed:,.0f} steps/s", flush=True)
+        for epoch, loss, w, b, steps, seconds in states:
+            if not options.json:
+                speed = steps / epoch / seconds
+                print(f"epoch {epoch:3d}  loss {loss:.3e}  w {w:.6f}  b {b:.8f}  {speed:,.0f} steps/s", flush=True)
     except KeyboardInterrupt:
         interrupted = True
+
     slope, intercept = w * y_unit / x_unit, b * y_unit
-    report = {
-        "slope": slope,
-        "intercept": intercept,
-        "loss": loss,
-        "rows": len(x),
-        "epochs": epoch,
-        "steps": steps,
-        "seconds": time.perf_counter() - start,
-        "interrupted": interrupted,
-    }
     if options.json:
-        print(json.dumps(report))
+        report = {"slope": slope, "intercept": intercept, "loss": loss, "rows": len(x), "epochs": epoch, "steps": steps}
+        print(json.dumps(report | {"seconds": time.perf_counter() - start, "interrupted": interrupted}))
     else:
         if interrupted:
-            print(f"interrupted: the result after epoch {epoch}")
+            print(f"interrupted: this is the line after epoch {epoch}")
         print(f"y = {slope:#.7g} x {'-' if intercept < 0 else '+'} {abs(intercept):#.7g}")
     return 130 if interrupted else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Fit and report; returns the exit code."""
     return run(job, argv)
 
 
