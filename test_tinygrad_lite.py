@@ -1002,9 +1002,9 @@ def test_gradcheck_accepts_right_rules_and_names_what_is_wrong():
 # --- Bad input to the engine ------------------------------------------------------------------------------------------
 
 ERRORS: list[tuple[str, Any, type[Exception], str]] = [
-    ("broadcast", lambda: leaf([1.0, 2.0]) * leaf([1.0, 2.0, 3.0]), ValueError, r"np\.multiply of shapes \(2,\) and \(3,"),
-    ("broadcast function", lambda: np.add(leaf([1.0, 2.0]), np.ones(3)), ValueError, r"np\.add of shapes \(2,\) and \(3,"),
-    ("matmul", lambda: leaf(np.ones((2, 3))) @ np.ones((2, 3)), ValueError, r"np\.matmul of shapes \(2, 3\) and \(2, 3\)"),
+    ("broadcast", lambda: leaf([1.0, 2.0]) * np.ones(3), ValueError, r"np\.multiply of shapes \(2,\) and \(3,"),
+    ("function", lambda: np.add(leaf([1.0, 2.0]), np.ones(3)), ValueError, r"np\.add of shapes \(2,\) and \(3,"),
+    ("matmul", lambda: leaf(np.ones((2, 3))) @ np.ones((2, 3)), ValueError, r"np\.matmul of shapes \(2, 3\) and"),
     ("matmul of a number", lambda: leaf(2.0) @ leaf(2.0), ValueError, r"np\.matmul of shapes \(\) and \(\)"),
     ("reshape", lambda: leaf(np.ones(6)).reshape(4, 2), ValueError, r"np\.reshape of shapes \(6,\)"),
     ("axis", lambda: leaf(np.ones(6)).sum(axis=3), ValueError, r"np\.sum of shapes \(6,\).*axis 3"),
@@ -1021,8 +1021,8 @@ ERRORS: list[tuple[str, Any, type[Exception], str]] = [
     ("ragged", lambda: Tensor([[1.0], [1.0, 2.0]]), ValueError, r"inhomogeneous"),
     ("Tensor of a Tensor", lambda: Tensor(leaf(1.0)), TypeError, r"\.detach\(\)"),
     ("Tensor of Tensors", lambda: Tensor([leaf(1.0)]), TypeError, r"\.detach\(\)"),
-    ("backward of several", lambda: (leaf([1.0, 2.0]) * 2).backward(), ValueError, r"\(2,\) needs a gradient.*\.sum\(\)"),
-    ("gradient shape", lambda: leaf([1.0, 2.0]).backward(np.ones(3)), ValueError, r"shape \(2,\) got a gradient of \(3,\)"),
+    ("backward of several", lambda: leaf([1.0, 2.0]).backward(), ValueError, r"\(2,\) needs a gradient.*\.sum\(\)"),
+    ("gradient shape", lambda: leaf([1.0, 2.0]).backward(np.ones(3)), ValueError, r"shape \(2,\) got a.*\(3,\)"),
     ("backward of a constant", lambda: Tensor(1.0).backward(), ValueError, r"requires_grad=True"),
     ("writing", lambda: operator.setitem(leaf([1.0]), 0, 1), TypeError, r"cannot be written to.*np\.where"),
     ("np.asarray", lambda: np.asarray(leaf([1.0])), TypeError, r"NumPy array.*\.detach\(\)"),
@@ -1031,7 +1031,7 @@ ERRORS: list[tuple[str, Any, type[Exception], str]] = [
     ("int", lambda: int(leaf(1.0)), TypeError, r"Python number.*np\. functions.*\.item\(\)"),
     ("math.exp", lambda: math.exp(leaf(1.0)), TypeError, r"Python number.*np\. functions.*\.item\(\)"),
     ("np.float64", lambda: np.float64(leaf(1.0)), TypeError, r"np\. functions.*\.item\(\)"),
-    ("assignment of an array", lambda: operator.setitem(np.zeros(2), slice(None), leaf([1.0, 2])), TypeError, r"\.item\(\)"),
+    ("array[:] = t", lambda: operator.setitem(np.zeros(2), slice(None), leaf([1.0, 2])), TypeError, r"\.item\(\)"),
     ("array += t", lambda: operator.iadd(np.zeros(2), leaf(1.0)), TypeError, r"np\.add with out=.*y = np\.add"),
     ("out=", lambda: np.exp(leaf(1.0), out=np.zeros(())), TypeError, r"np\.exp with out="),
     ("where=", lambda: np.exp(leaf(1.0), where=True), TypeError, r"np\.exp with where="),
@@ -1052,7 +1052,7 @@ ERRORS: list[tuple[str, Any, type[Exception], str]] = [
     ("SGD over nothing", lambda: SGD([], lr=0.1), ValueError, r"no parameters"),
     ("SGD over an array", lambda: SGD([np.ones(2)], lr=0.1), TypeError, r"parameter 0 is of type ndarray"),
     ("SGD over one Tensor", lambda: SGD(leaf([1.0]), lr=0.1), TypeError, r"SGD\(\[t\]"),
-    ("SGD over a constant", lambda: SGD([leaf(1.0), Tensor(1.0)], lr=0.1), ValueError, r"parameter 1.*requires_grad=True"),
+    ("SGD over a constant", lambda: SGD([leaf(1.0), Tensor(1.0)], lr=0.1), ValueError, r"parameter 1.*requires_grad"),
     ("SGD over a result", lambda: SGD([leaf(1.0) * 2], lr=0.1), ValueError, r"parameter 0"),
     ("SGD twice", lambda: SGD([leaf(1.0)] * 2, lr=0.1), ValueError, r"twice"),
     ("negative rate", lambda: SGD([leaf(1.0)], lr=-0.1), ValueError, r"lr=-0\.1"),
@@ -1114,7 +1114,7 @@ def test_linear_script_prints_a_line_per_epoch_and_the_line_it_found():
     assert last == "y = 1.000000 x - 1.000000"
     assert len(epochs) == 20
     pattern = r"epoch +(\d+)  loss (\S+)  w (\S+)  b (\S+)  ([\d,]+) steps/s"
-    numbers = [re.fullmatch(pattern, line).groups() for line in epochs]  # type: ignore[union-attr]
+    numbers = [re.fullmatch(pattern, line).groups() for line in epochs]
     assert [int(n[0]) for n in numbers] == list(range(1, 21))
     assert float(numbers[-1][1]) < float(numbers[0][1])
     assert float(numbers[-1][2]) == pytest.approx(1, abs=1e-6)
@@ -1136,9 +1136,12 @@ def test_linear_runs_the_same_model_on_numbers_and_arrays(monkeypatch, capsys):
     shapes: dict[int, set[tuple[int, ...]]] = {1: set(), 64: set()}
     model = train_linear.squared_error
     for size, seen in shapes.items():
-        monkeypatch.setattr(
-            train_linear, "squared_error", lambda w, b, x, y: seen.add((w.shape, np.shape(x))) or model(w, b, x, y)
-        )
+
+        def watched(w: Any, b: Any, x: Any, y: Any, seen: Any = seen) -> Any:
+            seen.add((w.shape, np.shape(x)))
+            return model(w, b, x, y)
+
+        monkeypatch.setattr(train_linear, "squared_error", watched)
         linear(capsys, "--rows", 100, "--epochs", 1, "--batch-size", size)
     assert shapes == {1: {((), ()), ((), (100,))}, 64: {((), (64,)), ((), (36,)), ((), (100,))}}
 

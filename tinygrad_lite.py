@@ -67,21 +67,25 @@ class _Node:
         self.values = values
         self.out = out
         self.options = options
+        if row is None:
+            self.grad = None
 
 
 class _Row:
     """A row of the table: a function and one way to differentiate it.
 
     A rule has ``vjps``, one per positional argument; a re-expression has ``expression``, the same function said in
-    other functions of the table; a constant has neither, and its result carries no gradient. ``compute`` is the quickest
-    way to the value of a rule, ``checked`` holds the ways to call it that ``check`` has let pass.
+    other functions of the table; a constant has neither, and its result carries no gradient. ``compute`` is the
+    quickest way to the value of a rule, ``checked`` holds the ways to call it that ``check`` has let pass.
     """
 
     __slots__ = ("checked", "compute", "expression", "function", "vjps")
 
     def __init__(self, function):
         self.function = self.compute = function
-        self.vjps, self.expression, self.checked = (), None, set()
+        self.vjps: tuple[Callable | None, ...] = ()
+        self.expression: Callable | None = None
+        self.checked: set[tuple] = set()
 
     def check(self, nodes, args, options):
         """Refuse what no rule here would see: arguments without a VJP, and options that NumPy has but the rule not."""
@@ -153,9 +157,10 @@ def _as_value(data):
 
 
 def _as_operand(data):
-    """``_as_value`` of what arithmetic takes: numbers, arrays, lists; else NotImplemented, as Python expects."""
-    known = hasattr(data, "__array__") or isinstance(data, (int, float, complex, list, tuple))
-    return _as_value(data) if known else NotImplemented
+    """What arithmetic takes: Python's numbers as they are, arrays and lists; else NotImplemented, as Python expects."""
+    if isinstance(data, (int, float)):
+        return data
+    return _as_value(data) if hasattr(data, "__array__") or isinstance(data, (complex, list, tuple)) else NotImplemented
 
 
 def _explained(function, values, error):
@@ -201,7 +206,7 @@ def _apply(function, *args, **options):
             arg = _as_value(arg)
         nodes.append(node)
         values.append(arg)
-    if options and any([isinstance(option, Tensor) for option in options.values()]):
+    if options and any(isinstance(option, Tensor) for option in options.values()):
         raise TypeError(f"{_name(function)} takes Tensors by position, not by keyword")
     if recorded and (options or len(args) > 1):
         row.check(nodes, args, options)
@@ -288,10 +293,11 @@ class Tensor:
     """
 
     __slots__ = ("__weakref__", "_node", "_value")
+    _node: _Node | None
     __hash__ = object.__hash__
     __array_priority__ = __pandas_priority__ = 5000  # array * Tensor and Series * Tensor are the Tensor's business
 
-    def __init__(self, data: Any, requires_grad: bool = False, dtype: DTypeLike = None):
+    def __init__(self, data: Any, requires_grad: bool = False, dtype: DTypeLike | None = None):
         self._value = _as_value(data)
         if dtype is not None:
             self._value = _as_value(self._value.astype(dtype, copy=False))
@@ -336,7 +342,6 @@ class Tensor:
             )
         elif self._node is None:
             self._node = _Node(None, (), (), None)
-            self._node.grad = None
 
     @property
     def grad(self) -> Any:
@@ -460,7 +465,7 @@ class Tensor:
             raise TypeError(f"an index must be an integer, not a Tensor of shape {self.shape} and dtype {self.dtype}")
         return int(self._value)
 
-    def __array__(self, dtype: DTypeLike = None, copy: bool | None = None) -> NDArray:
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray:
         value = np.asarray(self._constant("a NumPy array"), dtype)
         return value.copy() if copy else value
 
@@ -758,8 +763,8 @@ defvjp(np.squeeze,      lambda g, out, x, axis=None: g.reshape(x.shape))
 defvjp(np.transpose,    lambda g, out, x, axes=None: g.transpose(_inverse(axes)))
 defvjp(np.swapaxes,     lambda g, out, x, axis1, axis2: g.swapaxes(axis1, axis2))
 defvjp(np.broadcast_to, lambda g, out, x, shape: g)
-defvjp(operator.getitem, lambda g, out, x, index: _scatter(g, index, x.shape))
 _scatter = defvjp(_add_at, lambda g, out, values, index, shape: g[index])
+defvjp(operator.getitem, lambda g, out, x, index: _scatter(g, index, x.shape))
 
 # The methods begin in half the time of the functions, and a number is its own sum and mean.
 _table[np.sum].compute = lambda x, axis=None, keepdims=False: x.sum(axis=axis, keepdims=keepdims) if x.ndim else +x

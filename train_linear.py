@@ -53,23 +53,28 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message} (--help lists the options)")
 
 
-def number(convert: Callable[[str], float], low: float, high: float = sys.float_info.max) -> Callable[[str], float]:
-    """The type of an option for argparse: a number from ``low`` to ``high``."""
+def number(convert: Callable[[str], float], rule: str, low: float, high: float = math.inf) -> Callable[[str], float]:
+    """The type of an option for argparse: a finite number from ``low`` to ``high``, which ``rule`` says in words."""
 
     def parse(text: str) -> float:
-        kind = "a whole number" if convert is int else "a number"
-        limits = f"from {low:g} to {high:g}" if high < sys.float_info.max else f"of at least {low:g}"
         with contextlib.suppress(ValueError):
-            if low <= convert(text) <= high:
+            if low <= convert(text) <= high and convert(text) < math.inf:
                 return convert(text)
-        raise argparse.ArgumentTypeError(f"must be {kind} {limits}, not {text!r}")
+        raise argparse.ArgumentTypeError(f"must be {rule}, not {text!r}")
 
     return parse
+
+
+count = number(int, "an integer above 0", 1)
+count_or_none = number(int, "an integer, 0 or more", 0)
+rate = number(float, "a finite number above 0", math.ulp(0))
 
 
 def run(job: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None) -> int:
     """The exit code of a job: its own, 2 for bad input, 130 after Ctrl-C, 141 if nobody reads standard output."""
     try:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # for the name of a file that the terminal cannot show
         with np.errstate(all="ignore"):  # an overflow shows in the loss
             code = job(argv)
         sys.stdout.flush()
@@ -98,31 +103,37 @@ def parse_table(text: str, name: str, columns: Sequence[str]) -> pd.DataFrame:
     if not rows:
         raise InputError(f"{name} is empty: it must have a header and at least {FEWEST_ROWS} rows")
     (_, header), *rows = rows
+    while not header[-1]:  # a comma at the end of every line makes no column
+        header.pop()
     for column in columns:
         if header.count(column) != 1:
             raise InputError(f"{name} must have one column {column!r}, but its header is {','.join(header)!r:.300}")
     if len(rows) < FEWEST_ROWS:
         raise InputError(f"{name} has {len(rows)} rows: at least {FEWEST_ROWS} are needed")
+    for line, cells in rows:
+        if any(cells[len(header) :]):
+            raise InputError(f"{name}, line {line} has more values than the header has names: put quotes around commas")
     places = [header.index(column) for column in columns]
-    cells = [["".join(row[place : place + 1]) for place in places] for _, row in rows]
-    return pd.DataFrame(cells, columns=list(columns), index=[line for line, _ in rows])
+    table = [["".join(cells[place : place + 1]) for place in places] for _, cells in rows]
+    return pd.DataFrame(table, columns=list(columns), index=[line for line, _ in rows])
 
 
-def read_table(path: str, columns: Sequence[str]) -> pd.DataFrame:
-    """``parse_table`` of a file."""
+def read_text(path: str) -> str:
+    """The text of a CSV file."""
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        return Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeError) as error:
         raise InputError(f"{path} must be a CSV file in UTF-8, but reading it failed: {error}") from None
-    return parse_table(text, path, columns)
 
 
-def as_numbers(name: str, cells: pd.Series, kind: str = "a finite number") -> NDArray[np.float64]:
-    """The numbers in a column of ``parse_table``."""
-    numbers = pd.to_numeric(cells, errors="coerce").to_numpy(float)
+def as_numbers(cells: pd.Series, name: str, words: dict[str, float] | None = None) -> Array:
+    """The finite numbers in a column of ``parse_table``, or those that its words stand for."""
+    rule = " or ".join(words) if words else "a finite number"
+    column = cells.str.lower().map(words) if words else pd.to_numeric(cells, errors="coerce")
+    numbers = np.asarray(column, float)
     for row in np.flatnonzero(~np.isfinite(numbers))[:1]:
         where = f"{name}, row {row + 1} (line {cells.index[row]})"
-        raise InputError(f"{where}: {cells.name!r} must be {kind}, but is {cells.iloc[row]!r:.60}")
+        raise InputError(f"{where}: {cells.name!r} must be {rule}, but is {cells.iloc[row]!r:.60}")
     return numbers
 
 
@@ -136,8 +147,8 @@ def load(options: argparse.Namespace) -> tuple[Array, Array, float, float]:
         return x, x - 1, float(len(x)), float(len(x))
     if options.rows:
         raise InputError("--data reads the rows that --rows would make: give one of the two")
-    table = read_table(options.data, ["x", "y"])
-    x, y = as_numbers(options.data, table["x"]), as_numbers(options.data, table["y"])
+    table = parse_table(read_text(options.data), options.data, ["x", "y"])
+    x, y = (as_numbers(table[column], options.data) for column in table)
     if x.min() == x.max():
         raise InputError(f"{options.data}: 'x' is {x[0]:g} in every row, which leaves the slope open: it must vary")
     return x, y, np.abs(x).max(), np.abs(y).max() or 1.0
@@ -188,14 +199,15 @@ def train(x: Array, y: Array, epochs: int, size: int, lr: float, seed: int) -> I
 
 def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(description="Fit y = w * x + b by stochastic gradient descent, one example at a time.")
-    rate = number(float, sys.float_info.min)
-    parser.add_argument("--rows", type=number(int, 2), help="rows to make: x = 0, 1, ..., y = x - 1 (default 100000)")
+    parser.add_argument(
+        "--rows", type=number(int, "an integer of at least 2", 2), help="rows to make, y = x - 1 (default 100000)"
+    )
     parser.add_argument("--data", metavar="FILE.csv", help="train on a CSV file with the columns x,y instead")
     parser.add_argument("--save-data", metavar="FILE.csv", help="write the data as x,y and go on")
-    parser.add_argument("--epochs", type=number(int, 0), default=50, help="passes over the data (default 50)")
-    parser.add_argument("--batch-size", type=number(int, 1), default=1, help="examples per step (default 1)")
+    parser.add_argument("--epochs", type=count_or_none, default=50, help="passes over the data (default 50)")
+    parser.add_argument("--batch-size", type=count, default=1, help="examples per step (default 1)")
     parser.add_argument("--lr", type=rate, default=0.1, help="first learning rate (default 0.1)")
-    parser.add_argument("--seed", type=number(int, 0), default=0, help="of the shuffled order (default 0)")
+    parser.add_argument("--seed", type=count_or_none, default=0, help="of the shuffled order (default 0)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
     return parser.parse_args(argv)
 
