@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import doctest
 import gc
+import hashlib
+import http.server
 import json
 import math
 import operator
@@ -12,11 +15,15 @@ import os
 import pickle
 import re
 import signal
+import site
+import socket
 import subprocess
 import sys
 import threading
+import time
 import warnings
 import weakref
+from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +37,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, mutually_broadcastable_shapes
 
 import tinygrad_lite
+import train_gender
 import train_linear
 from tinygrad_lite import SGD, Tensor, defvjp, gradcheck, no_grad, relu, sigmoid
 
@@ -1306,3 +1314,604 @@ def test_linear_takes_a_constant_y_and_a_file_with_quirks(capsys, tmp_path):
     report = linear(capsys, "--data", file, "--epochs", 300)
     assert report["slope"] == pytest.approx(0, abs=1e-6)
     assert report["intercept"] == pytest.approx(7, abs=1e-5)
+
+
+# --- train_gender.py --------------------------------------------------------------------------------------------------
+# Kaggle is a server of our own on the port that kagglehub knows as its test environment, or nobody at all: no test
+# reaches farther than this machine. The real file takes part where it is at hand.
+
+REAL_CSV = HERE.parent / "shared" / "data" / "gender.csv"  # absent on most machines
+COLUMNS = ["Gender", "Age", "Height (cm)", "Income (USD)"]
+
+
+@pytest.fixture(autouse=True)
+def kaggle_is_this_machine(tmp_path, monkeypatch):
+    """kagglehub talks to localhost:7777, knows no credentials, and keeps its cache in a temporary folder."""
+    for name in [
+        name for name in os.environ if name.startswith(("KAGGLE", "COLAB", "TBE_")) or "PROXY" in name.upper()
+    ]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PYTHONUSERBASE", site.getuserbase())  # stays where it was when HOME moves
+    for name in ("HOME", "USERPROFILE", "KAGGLE_CONFIG_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("KAGGLE_API_ENVIRONMENT", "TEST")
+
+
+@pytest.fixture
+def gender(capsys):
+    """Runs train_gender.main in process: exit status, standard output, standard error."""
+
+    def run(*argv):
+        status = train_gender.main([str(argument) for argument in argv])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture(params=["sample", "real"] if REAL_CSV.exists() else ["sample"])
+def gender_csv(request, tmp_path):
+    """A file in the form of the dataset's: generated rows, and the real one where it is at hand."""
+    if request.param == "real":
+        return REAL_CSV
+    path = tmp_path / "sample.csv"
+    path.write_text(train_gender.sample_csv(), encoding="utf-8")
+    return path
+
+
+def read_people(path):
+    return train_gender.load_table("auto", str(path))[1]
+
+
+def strict_json(text):
+    """What JSON text says; nan and infinity, which are not JSON, fail."""
+    return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
+
+
+def assert_one_sentence(result, *words):
+    """Exit status 2, nothing but one line on standard error, and these words in it."""
+    status, out, err = result
+    assert status == 2
+    assert err.endswith("\n")
+    assert err.count("\n") == 1
+    assert err.startswith("error: ")
+    assert "Traceback" not in err
+    for word in words:
+        assert word in err
+    return out
+
+
+# The table
+
+
+def test_sample_has_the_columns_and_quirks_of_the_real_file():
+    header, *lines = train_gender.sample_csv().splitlines()
+    assert header == (
+        " Gender, Age, Height (cm), Weight (kg), Occupation, Education Level, Marital Status, Income (USD),"
+        " Favorite Color,"
+    )
+    assert len(lines) == 131
+    assert all(line.endswith(",") and line.count(",") == 9 for line in lines)
+    assert {line.split(",")[0] for line in lines} == {"male", " male", "female", " female"}
+    incomes = sorted(int(line.split(",")[7]) for line in lines)
+    assert incomes[-1] > 4 * incomes[len(lines) // 2] > 0
+    if REAL_CSV.exists():
+        real_header, *real_lines = REAL_CSV.read_text().splitlines()
+        assert header == real_header
+        assert not {line.strip() for line in lines} & {line.strip() for line in real_lines}
+
+
+def test_table_holds_the_numbers_that_pandas_reads(gender_csv):
+    expected = pd.read_csv(gender_csv, skipinitialspace=True)[COLUMNS]
+    expected["Gender"] = (expected["Gender"] == "male").astype(float)
+    pd.testing.assert_frame_equal(read_people(gender_csv), expected.astype(float))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Gender,Age,Height (cm),Income (USD)\n" + "male,30,180,1e3\n" * 2 + "FEMALE,31,170.5,2000\n" * 3,
+        "\ufeffGender, Age ,Height (cm),Income (USD)\r\n" + "male,30,180,1000\r\n" * 2 + "female,31,170.5,2000\r\n" * 3,
+        "Income (USD),Note,Height (cm),Age,Gender\n" + '1000,"a, b",180,30,male\n' * 2 + "2000,,170.5,31,female,\n" * 3,
+        'id,Gender,Age,Height (cm),Income (USD),\n1, "male",30,180, "1000",\n\n \n2,Male ,30, 180,+1000\n'
+        + '3,female,31,170.5,2000\n4,female,31,170.5,2000\n5,"female",31.0,170.5,2000,,,\n',
+    ],
+    ids=["plain", "byte order mark and CRLF", "other order and quotes", "blank lines and commas"],
+)
+def test_table_is_read_whatever_its_layout(text, tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_bytes(text.encode())
+    expected = [[1, 30, 180, 1000]] * 2 + [[0, 31, 170.5, 2000]] * 3
+    assert read_people(path).to_numpy().tolist() == expected
+
+
+def csv_with(line, *, before="", rows=5):
+    """A good table whose third data row is ``line``."""
+    good = [f"male,{20 + i},{170 + i},{1000 + i}\n" for i in range(rows)]
+    return "Gender,Age,Height (cm),Income (USD)\n" + good[0] + before + good[1] + line + "\n" + "".join(good[2:])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (csv_with("male,old,180,5"), ["row 3 (line 4)", "Age", "'old'", "finite number"]),
+        (csv_with("male,30,180,5,6"), ["line 4", "more values", "quotes"]),
+        (csv_with("male,30,180,5,6,").replace("(USD)", "(USD),,"), ["line 4", "more values", "quotes"]),
+        ("Gender,Age,Height (cm),Income (USD)\n" + "male,30,180\n" * 5, ["row 1 (line 2)", "Income (USD)", "''"]),
+        (csv_with("male,30,180,"), ["row 3 (line 4)", "Income (USD)", "''"]),
+        (csv_with("male,30, ,5"), ["row 3 (line 4)", "Height (cm)", "''"]),
+        (csv_with("male,30"), ["row 3 (line 4)", "Height (cm)", "''"]),
+        (csv_with("male,30,NaN,5"), ["row 3 (line 4)", "Height (cm)", "'NaN'"]),
+        (csv_with("male,30,180,inf"), ["row 3 (line 4)", "Income (USD)", "'inf'"]),
+        (csv_with("male,30,180,1e999"), ["row 3 (line 4)", "Income (USD)", "'1e999'"]),
+        (csv_with('male,30,180,"75,000"'), ["row 3 (line 4)", "Income (USD)", "'75,000'"]),
+        (csv_with("male,30,180,0x10"), ["row 3 (line 4)", "Income (USD)", "'0x10'"]),
+        (csv_with("diverse,30,180,5"), ["row 3 (line 4)", "Gender", "'diverse'", "male or female"]),
+        (csv_with(",30,180,5"), ["row 3 (line 4)", "Gender", "''"]),
+        (csv_with("1,30,180,5"), ["row 3 (line 4)", "Gender", "'1'"]),
+        (csv_with("male,old,180,5", before="\n,,,\n"), ["row 3 (line 6)", "Age", "'old'"]),
+        (
+            csv_with("male,old,180,5", before='male,30,180,5,"a\nb"\n').replace("(USD)", "(USD),Note"),
+            ["row 4 (line 6)", "Age", "'old'"],
+        ),
+        (csv_with("male," + "x" * 10_000 + ",180,5"), ["row 3 (line 4)", "Age", "'xxx"]),
+        ("", ["empty"]),
+        ("\n \n,,\n", ["empty"]),
+        ("Gender,Age,Height (cm),Income (USD)\n", ["has 0 rows", "5"]),
+        (csv_with("male,30,180,5", rows=3), ["has 4 rows", "5"]),
+        (csv_with("male,30,180,5").replace("Age", "Years"), ["'Age'", "Gender,Years,Height (cm),"]),
+        (csv_with("male,30,180,5").replace("Height (cm)", "Age"), ["'Age'", "Gender,Age,Age,"]),
+        (csv_with("male,30,180,5").replace(",", ";"), ["'Gender'", "Gender;Age;"]),
+        ("<!doctype html>\n<html>\n" * 9, ["'Gender'", "<!doctype html>"]),
+        ("x" * 100_000 + "\n", ["'Gender'", "xxx"]),
+        (csv_with('male,30,180,"5'), ["CSV", "unexpected end of data"]),
+        (csv_with("male,30,180," + "5" * 200_000), ["CSV", "field"]),
+        (csv_with("female,30,180,5").replace("1000", "1e308").replace("1001", "-1e308"), ["'Income (USD)'", "e+308"]),
+    ],
+)
+def test_bad_table_is_refused_in_one_sentence_that_says_where(text, words, tmp_path, gender):
+    path = tmp_path / "bad.csv"
+    path.write_text(text, encoding="utf-8")
+    result = gender("--csv", path, "--test-fraction", "0.2")
+    assert assert_one_sentence(result, *words) == ""
+    assert len(result[2]) < 600
+
+
+def test_file_that_cannot_be_read_as_text_is_refused_in_one_sentence(tmp_path, gender):
+    (tmp_path / "png.csv").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(range(256)))
+    (tmp_path / "latin.csv").write_bytes(csv_with("male,30,180,5,Müller").encode("latin-1"))
+    (tmp_path / "utf-16.csv").write_bytes(csv_with("male,30,180,5").encode("utf-16"))
+    (tmp_path / "zeros.csv").write_bytes(bytes(1000))
+    for name in ("png.csv", "latin.csv", "utf-16.csv", "zeros.csv", "missing.csv", "."):
+        assert assert_one_sentence(gender("--csv", tmp_path / name), str(tmp_path / name)) == ""
+    assert_one_sentence(gender("--csv", tmp_path / "missing.csv"), "No such file")
+    assert_one_sentence(gender("--csv", tmp_path), "directory")
+
+
+def test_column_that_is_constant_in_the_training_part_is_refused(tmp_path, gender):
+    path = tmp_path / "men.csv"
+    path.write_text(csv_with("male,30,180,5"), encoding="utf-8")
+    assert_one_sentence(gender("--csv", path), "'Gender'", "from 1 to 1", "training")
+
+
+def test_split_is_a_seeded_partition_of_the_rows():
+    table = train_gender.parse_people(train_gender.sample_csv(), "the sample")
+    first, again, other = (train_gender.split_table(table, 0.2, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    assert {part: len(rows) for part, rows in first.items()} == {"train": 105, "test": 26}
+    pd.testing.assert_frame_equal(pd.concat(first.values()).sort_index(), table)
+    assert first["test"].index.tolist() == again["test"].index.tolist() != sorted(again["test"].index)
+    assert set(first["test"].index) != set(other["test"].index)
+
+
+@pytest.mark.parametrize(("fraction", "advice"), [("0.001", "larger"), ("0.999", "smaller")])
+def test_fraction_that_leaves_a_part_empty_is_refused(fraction, advice, gender):
+    assert_one_sentence(gender("--source", "sample", "--test-fraction", fraction), fraction, "131", advice)
+
+
+def test_scaling_knows_the_training_part_alone(gender_csv):
+    rows = train_gender.split_table(read_people(gender_csv), 0.2, np.random.default_rng(0))
+    scaled = {part: np.hstack(arrays) for part, arrays in train_gender.scale_parts(rows).items()}
+    assert scaled["train"].min(axis=0).tolist() == [0, 0, 0, 0]
+    assert scaled["train"].max(axis=0).tolist() == [1, 1, 1, 1]
+    for j, column in enumerate(COLUMNS):
+        low, high = rows["train"][column].min(), rows["train"][column].max()
+        np.testing.assert_allclose(low + (high - low) * scaled["test"][:, j], rows["test"][column], rtol=1e-12)
+    rows["test"] = rows["test"] * 3
+    np.testing.assert_array_equal(np.hstack(train_gender.scale_parts(rows)["train"]), scaled["train"])
+
+
+# The model and the report
+
+
+def test_prediction_is_the_tanh_network_written_out():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(7, 3))
+    (w, b), (v, c) = layers = train_gender.make_layers([3, 5, 1], rng)
+    expected = [
+        sum(math.tanh(sum(x[i, k] * w.data[k, j] for k in range(3)) + b.data[j]) * v.data[j, 0] for j in range(5))
+        for i in range(7)
+    ]
+    np.testing.assert_allclose(train_gender.predict(layers, x).data[:, 0], np.array(expected) + c.data, rtol=1e-12)
+    np.testing.assert_allclose(train_gender.predict(layers[:1], x).data, x @ w.data + b.data, rtol=1e-12)
+
+
+def test_measures_are_those_worked_out_by_hand():
+    y, predicted = np.array([[0.0], [0.5], [1.0]]), np.array([[0.5], [0.5], [0.0]])
+    # errors 0.5, 0, -1; squares 0.25 + 0 + 1 = 1.25; squared distances to the mean 0.25 + 0 + 0.25 = 0.5
+    assert train_gender.measure(predicted, y, 1000.0) == {"mse": 1.25 / 3, "mae_usd": 500.0, "r2": -1.5}
+    assert train_gender.measure(predicted, np.full_like(y, 0.1), 1.0)["r2"] is None
+
+
+def fit_in_dollars(path, seed, columns):
+    """R2, mean absolute error and scaled mean squared error of a fit by the normal equations, in the file's units."""
+    rows = train_gender.split_table(read_people(path), 0.2, np.random.default_rng(seed))
+    train, test = (rows[part].assign(one=1.0) for part in ("train", "test"))
+    a = train[columns].to_numpy()
+    weights = np.linalg.solve(a.T @ a, a.T @ train["Income (USD)"].to_numpy())
+    span = np.ptp(train["Income (USD)"])
+    for part in (train, test):
+        error = part["Income (USD)"] - part[columns] @ weights
+        r2 = 1 - (error**2).sum() / ((part["Income (USD)"] - part["Income (USD)"].mean()) ** 2).sum()
+        yield {"mse": (error**2).mean() / span**2, "mae_usd": error.abs().mean(), "r2": r2}
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_linear_model_settles_on_least_squares_and_yardsticks_are_right(gender_csv, seed, gender):
+    status, out, err = gender("--csv", gender_csv, "--seed", seed, "--json")
+    assert (status, err) == (0, "")
+    report = strict_json(out)
+    for name, columns in (("least_squares", ["one", *COLUMNS[:3]]), ("mean", ["one"])):
+        for part, expected in zip(("train", "test"), fit_in_dollars(gender_csv, seed, columns), strict=True):
+            assert report[name][part] == pytest.approx(expected, rel=1e-8, abs=1e-12)
+    for part in ("train", "test"):
+        assert report["model"][part]["mse"] == pytest.approx(report["least_squares"][part]["mse"], rel=0.01)
+    assert report["model"]["train"]["mse"] >= report["least_squares"]["train"]["mse"] * (1 - 1e-12)
+
+
+def test_hidden_layer_fits_the_training_part_better_than_any_line(gender):
+    report = strict_json(gender("--source", "sample", "--hidden", 8, "--json")[1])
+    assert report["model"]["train"]["mse"] < 0.97 * report["least_squares"]["train"]["mse"]
+
+
+def test_learning_rate_falls_to_zero_along_half_a_cosine(monkeypatch):
+    rates = []
+
+    class Recorder(train_gender.SGD):
+        def step(self):
+            rates.append(self.lr)
+            super().step()
+
+    monkeypatch.setattr(train_gender, "SGD", Recorder)
+    assert train_gender.main(["--source=sample", "--epochs=4", "--batch-size=1000", "--lr=0.4"]) == 0
+    assert rates == pytest.approx([0.4, 0.2 + 0.2 * math.sqrt(0.5), 0.2, 0.2 - 0.2 * math.sqrt(0.5)])
+
+
+@pytest.mark.parametrize(("batch_size", "sizes"), [(32, {26, 27}), (1000, {105}), (1, {1}), (104, {52, 53})])
+def test_every_epoch_takes_every_row_once_in_even_batches(batch_size, sizes, monkeypatch):
+    batches = []
+    predict = train_gender.predict
+    monkeypatch.setattr(train_gender, "predict", lambda layers, x: (batches.append(x), predict(layers, x))[1])
+    train_gender.main(["--source=sample", "--epochs=1", f"--batch-size={batch_size}"])
+    train, _, *steps, _, _ = batches  # before and after the epoch both parts are predicted whole
+    assert {len(step) for step in steps} == sizes
+    np.testing.assert_array_equal(np.sort(np.vstack(steps), axis=0), np.sort(train, axis=0))
+
+
+def test_same_seed_gives_the_same_report_and_another_seed_another(gender):
+    reports = [strict_json(gender("--source=sample", "--epochs=3", "--json", f"--seed={s}")[1]) for s in (5, 5, 6)]
+    for report in reports:
+        assert report.pop("seconds") > 0
+    assert reports[0] == reports[1] != reports[2]
+
+
+def test_json_is_one_object_with_every_promised_part(gender):
+    status, out, err = gender("--source", "sample", "--epochs", "3", "--json")
+    report = strict_json(out)
+    assert (status, err) == (0, "")
+    assert (report["rows_train"], report["rows_test"], report["epochs"], report["interrupted"]) == (105, 26, 3, False)
+    assert report["source"] == "sample (131 generated rows, not real data)"
+    for name in ("model", "mean", "least_squares"):
+        assert {part: list(report[name][part]) for part in report[name]} == {
+            "train": ["mse", "mae_usd", "r2"],
+            "test": ["mse", "mae_usd", "r2"],
+        }
+
+
+def test_report_names_the_source_first_then_losses_errors_and_five_test_rows(gender_csv, gender):
+    status, out, err = gender("--csv", gender_csv, "--epochs", "40")
+    report = strict_json(gender("--csv", gender_csv, "--epochs", "40", "--json")[1])
+    assert (status, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[:2] == [f"source: {gender_csv}", "rows: 105 for training, 26 for testing"]
+    epochs = [line for line in lines if line.startswith("epoch ")]
+    assert [int(line[6:].split(":")[0]) for line in epochs] == list(range(0, 41, 4))
+    for part, word in (("train", "training"), ("test", "test")):
+        assert f"{word} loss {report['model'][part]['mse']:.6f}" in epochs[-1]
+    for name in ("model", "mean", "least_squares"):
+        printed = [line.split()[-3:] for line in lines if line.split()[-4:-3] == [name]]
+        measures = [report[name][part].values() for part in ("train", "test")]
+        assert printed == [[f"{mse:.6f}", f"${mae:,.0f}", f"{r2:.3f}"] for mse, mae, r2 in measures]
+    test = train_gender.split_table(read_people(gender_csv), 0.2, np.random.default_rng(0))["test"]
+    for line, row in zip(lines[-5:], test.head().itertuples(index=False), strict=True):
+        sex, age, height, income, predicted = line.split()
+        assert [sex, float(age), float(height)] == ["male" if row[0] else "female", row[1], row[2]]
+        assert income == f"${row[3]:,.0f}"
+        assert predicted.startswith("$")
+
+
+def test_five_test_rows_show_the_predictions_that_the_error_is_made_of(gender):
+    lines = gender("--source=sample", "--test-fraction=0.038", "--epochs=20")[1].splitlines()
+    assert lines[1] == "rows: 126 for training, 5 for testing"
+    rows = [[float(text.replace("$", "").replace(",", "")) for text in line.split()[-2:]] for line in lines[-5:]]
+    mean_absolute_error = [line.split()[-2] for line in lines if line.split()[-4:-3] == ["model"]][1]
+    expected = sum(abs(income - predicted) for income, predicted in rows) / 5
+    assert float(mean_absolute_error.replace("$", "").replace(",", "")) == pytest.approx(expected, abs=1)
+
+
+def test_no_epochs_report_the_untrained_model(gender):
+    report = strict_json(gender("--source=sample", "--epochs=0", "--json")[1])
+    assert report["epochs"] == 0
+    assert report["model"]["train"]["mse"] > report["least_squares"]["train"]["mse"]
+    assert "epoch     0: " in gender("--source=sample", "--epochs=0")[1]
+
+
+def test_r2_of_a_single_test_row_is_left_out_not_nan(gender):
+    options = ("--source=sample", "--epochs=1", "--test-fraction=0.01")
+    report = strict_json(gender(*options, "--json")[1])
+    assert report["rows_test"] == 1
+    assert [report[name]["test"]["r2"] for name in ("model", "mean", "least_squares")] == [None] * 3
+    out = gender(*options)[1]
+    assert "nan" not in out.lower()
+    assert [line.split()[-1] for line in out.splitlines() if " least_squares " in line][1] == "-"
+
+
+# Bad options, overflow, interruption
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--batch-size 0", ["--batch-size", "'0'", "1 or more"]),
+        ("--batch-size 2.5", ["--batch-size", "'2.5'", "integer"]),
+        ("--epochs -1", ["--epochs", "'-1'", "0 or more"]),
+        ("--epochs ten", ["--epochs", "'ten'"]),
+        ("--hidden -1", ["--hidden", "'-1'"]),
+        ("--hidden 1000000000000", ["--hidden", "10000"]),
+        ("--lr nan", ["--lr", "'nan'", "above 0"]),
+        ("--lr inf", ["--lr", "'inf'", "finite"]),
+        ("--lr 0", ["--lr", "'0'"]),
+        ("--lr=-1e-3", ["--lr", "'-1e-3'"]),
+        ("--momentum 1", ["--momentum", "'1'", "below 1"]),
+        ("--momentum -0.1", ["--momentum", "'-0.1'"]),
+        ("--momentum nan", ["--momentum", "'nan'"]),
+        ("--seed -1", ["--seed", "'-1'"]),
+        ("--test-fraction 0", ["--test-fraction", "'0'"]),
+        ("--test-fraction 1", ["--test-fraction", "'1'"]),
+        ("--test-fraction nan", ["--test-fraction", "'nan'"]),
+        ("--source web", ["--source", "'web'", "kaggle"]),
+        ("--source sample --csv x.csv", ["--csv", "--source"]),
+        ("--csv", ["--csv", "expected one argument"]),
+        ("--sede 1", ["--sede"]),
+        ("gender.csv", ["gender.csv"]),
+        ("--see 1", ["--see"]),
+        ("a\nb", ["a b"]),
+    ],
+)
+def test_bad_option_is_refused_in_one_sentence(options, words, gender):
+    assert assert_one_sentence(gender(*options.split(" ")), *words) == ""
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("options", [["--lr=1e6"], ["--lr=1e300"], ["--lr=1.7e308", "--hidden=3"], ["--lr=50"]])
+def test_loss_that_overflows_stops_with_the_epoch_and_no_report(options, gender):
+    out = assert_one_sentence(gender("--source=sample", *options), "overflow", "epoch", "--lr")
+    assert "nan" not in out
+    assert "inf" not in out
+    assert "mean squared" not in out
+    assert assert_one_sentence(gender("--source=sample", "--json", *options), "overflow") == ""
+
+
+def start(*argv):
+    """The script as a user starts it."""
+    command = [sys.executable, str(HERE / "train_gender.py"), "--epochs=1000000", *argv]
+    # A test run in the background ignores SIGINT, and what it starts would, too.
+    unignore = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)} if os.name == "posix" else {}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **unignore)
+
+
+def test_interruption_ends_with_the_report_so_far():
+    with start("--source=sample") as process:
+        while not process.stdout.readline().startswith("epoch "):
+            pass
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (130, "")
+    assert "interrupted in epoch " in out
+    assert out.count(" least_squares ") == 2
+    assert "nan" not in out.lower()
+
+
+def test_interruption_under_json_still_prints_one_object():
+    with start("--json") as process:
+        assert "using the generated sample" in process.stderr.readline()  # now it is about to train
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=20)
+    report = strict_json(out)
+    assert (process.returncode, err, report["interrupted"]) == (130, "", True)
+    assert 0 <= report["epochs"] < 1_000_000
+
+
+def test_reader_that_leaves_early_is_no_error():
+    with start("--source=sample", "--epochs=20") as process:
+        assert process.stdout.readline() == "source: sample (131 generated rows, not real data)\n"
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait(timeout=20) == 141
+
+
+def test_script_runs_as_the_readme_says(gender_csv):
+    command = [sys.executable, str(HERE / "train_gender.py"), "--csv", str(gender_csv), "--epochs=2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"source: {gender_csv}\n")
+
+
+# Kaggle, through kagglehub's real client
+
+
+class Kaggle(http.server.BaseHTTPRequestHandler):
+    """The two calls of Kaggle's API that kagglehub makes for a file, and the storage that the second leads to."""
+
+    def do_POST(self):
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        call = self.path.rpartition("/")[2]
+        self.server.calls.append((call, request))
+        if self.server.status != 200:
+            self.reply(self.server.status, b"no luck", {})
+        elif call == "GetDataset":
+            body = json.dumps({"ref": train_gender.DATASET, "currentVersionNumber": self.server.version}).encode()
+            self.reply(200, body, {"Content-Type": "application/json"})
+        else:
+            self.reply(302, b"", {"Location": "http://localhost:7777/storage/gender.csv"})
+
+    def do_GET(self):
+        digest = b64encode(hashlib.md5(self.server.file).digest()).decode()
+        self.reply(200, self.server.file, {"Accept-Ranges": "bytes", "x-goog-hash": f"md5={digest}"})
+
+    def reply(self, status, body, headers):
+        self.send_response(status)
+        for name, value in (headers | {"Content-Length": str(len(body))}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@contextlib.contextmanager
+def kaggle(status=200, version=3, file=b""):
+    """Kaggle on localhost, answering with a status, a latest version and a file; gives the list of calls it got."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 7777), Kaggle) as server:
+        server.status, server.version, server.file, server.calls = status, version, file, []
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield server.calls
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def cache_version(version, text):
+    """Lay a version of gender.csv out in kagglehub's cache, as a download would."""
+    folder = Path(os.environ["KAGGLEHUB_CACHE"], "datasets", *train_gender.DATASET.split("/"))
+    for path in (folder / "versions" / str(version) / "gender.csv", folder / ".complete" / str(version)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    (folder / "versions" / str(version) / "gender.csv").write_text(text, encoding="utf-8")
+    (folder / ".complete" / str(version)).mkdir()
+    (folder / ".complete" / str(version) / "gender.csv.complete").touch()
+
+
+SLUG = "muhammadtalharasool/simple-gender-classification"
+QUICK = ("--epochs=1", "--json")
+
+
+def test_latest_version_is_downloaded_from_kaggle_and_then_served_from_the_cache(tmp_path, gender, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("kagglehub.py").write_text("raise ImportError('the folder that one happens to be in')")
+    with kaggle(version=3, file=train_gender.sample_csv().encode()) as calls:
+        status, out, err = gender("--source=kaggle", *QUICK)
+        assert (status, err, strict_json(out)["source"]) == (0, "", f"kaggle ({SLUG}, version 3)")
+        status, out, err = gender("--epochs=1")  # auto, the default
+        assert (status, err, out.splitlines()[0]) == (0, "", f"source: kaggle ({SLUG}, version 3)")
+    assert [call for call, _ in calls] == ["GetDataset", "DownloadDataset", "GetDataset"]
+    assert calls[1][1] | {"datasetVersionNumber": 3, "fileName": "gender.csv"} == calls[1][1]
+
+
+@pytest.mark.parametrize("status", [500, None])
+def test_cached_version_1_is_used_when_kaggle_cannot_be_reached_and_the_source_says_so(status, gender):
+    cache_version(1, train_gender.sample_csv())
+    with kaggle(status=status) if status else contextlib.nullcontext():
+        exit_status, out, err = gender("--source=kaggle", *QUICK)
+    assert (exit_status, err) == (0, "")
+    source = strict_json(out)["source"]
+    assert source.startswith(f"kaggle ({SLUG}, version 1; Kaggle did not give the latest: ")
+    assert (str(status) if status else "refused") in source
+    assert "\n" not in source
+
+
+@pytest.mark.parametrize("status", [404, None])
+def test_without_kaggle_and_cache_kaggle_is_an_error_and_auto_takes_the_sample(status, gender):
+    reason = str(status) if status else "refused"
+    with kaggle(status=status) if status else contextlib.nullcontext():
+        assert (
+            assert_one_sentence(gender("--source=kaggle", *QUICK), "Kaggle", reason, "--csv", "--source sample") == ""
+        )
+        exit_status, out, err = gender(*QUICK)
+    assert exit_status == 0
+    assert strict_json(out)["source"] == "sample (131 generated rows, not real data)"
+    assert err.count("\n") == 1
+    assert "Kaggle" in err
+    assert reason in err
+    assert "sample" in err
+    assert len(err) < 300
+
+
+def test_refusal_by_kaggle_itself_is_not_covered_up_by_the_cache(gender):
+    cache_version(1, train_gender.sample_csv())
+    with kaggle(status=403) as calls:
+        assert_one_sentence(gender("--source=kaggle", *QUICK), "403")
+    assert [call for call, _ in calls] == ["GetDataset"]
+
+
+def test_bad_file_from_kaggle_is_named_and_never_replaced_by_the_sample(gender):
+    with kaggle(file=b"<html>please log in</html>\n"):
+        assert_one_sentence(gender(*QUICK), os.environ["KAGGLEHUB_CACHE"], "gender.csv", "<html>")
+
+
+@contextlib.contextmanager
+def silent_kaggle():
+    """A server that accepts connections and never answers; at the end every client must have hung up."""
+    with socket.create_server(("127.0.0.1", 7777)) as server:
+        yield
+        server.settimeout(0.5)
+        with contextlib.suppress(TimeoutError):
+            while True:
+                connection, _ = server.accept()
+                with connection:
+                    connection.settimeout(5)
+                    while connection.recv(65536):
+                        pass
+
+
+def test_silent_server_is_given_up_after_the_limit(gender, monkeypatch):
+    monkeypatch.setattr(train_gender, "KAGGLE_SECONDS", 1.5)
+    with silent_kaggle():
+        begin = time.monotonic()
+        status, out, err = gender(*QUICK)
+        assert time.monotonic() - begin < 4
+    assert (status, strict_json(out)["rows_train"]) == (0, 105)
+    assert err == "warning: no data from Kaggle (no answer within 1 s): using the generated sample\n"
+
+
+def test_cached_version_1_is_used_within_the_limit_after_a_silent_server(gender, monkeypatch):
+    monkeypatch.setattr(train_gender, "KAGGLE_SECONDS", 6.0)
+    cache_version(1, train_gender.sample_csv())
+    with silent_kaggle():
+        status, out, err = gender("--source=kaggle", *QUICK)
+    assert (status, err) == (0, "")
+    source = strict_json(out)["source"]
+    assert source == f"kaggle ({SLUG}, version 1; Kaggle did not give the latest: no answer within 4 s)"
+
+
+def test_kagglehub_that_cannot_be_imported_is_a_reason_like_any_other(tmp_path, gender, monkeypatch):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "kagglehub.py").write_text("raise ImportError('no\\nwheel')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "broken"))
+    assert_one_sentence(gender("--source=kaggle"), "ImportError: no wheel")
+
+
+def test_limit_for_kaggle_is_15_seconds():
+    assert train_gender.KAGGLE_SECONDS == 15

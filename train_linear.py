@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["numpy>=2.0", "pandas>=2.2", "kagglehub>=0.3.6"]
+# dependencies = ["numpy>=2.0", "pandas>=2.2.2", "kagglehub>=1.0"]
 # ///
 """The scalar job: fit y = w * x + b by stochastic gradient descent, one example at a time.
 
@@ -65,7 +65,7 @@ def number(convert: Callable[[str], float], rule: str, low: float, high: float =
     return parse
 
 
-count = number(int, "an integer above 0", 1)
+count = number(int, "an integer, 1 or more", 1)
 count_or_none = number(int, "an integer, 0 or more", 0)
 rate = number(float, "a finite number above 0", math.ulp(0))
 
