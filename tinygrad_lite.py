@@ -27,6 +27,7 @@ import functools
 import inspect
 import itertools
 import math
+import numbers
 import operator
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -34,6 +35,7 @@ from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.lib.array_utils import normalize_axis_tuple
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -47,6 +49,7 @@ __version__ = "0.1.0"
 # --- Recording --------------------------------------------------------------------------------------------------------
 # An operation on Tensors runs on their plain values and leaves a Node behind: which function ran, on what, and whose
 # gradients it can pass on. Nodes point to their parents, never back, so that a graph is freed with its last Tensor.
+# (A Tensor, the class of the next section, is a value and its node, or None for a constant.)
 
 
 _next_order = itertools.count(0, -1).__next__
@@ -76,16 +79,28 @@ class _Row:
 
     A rule has ``vjps``, one per positional argument; a re-expression has ``expression``, the same function said in
     other functions of the table; a constant has neither, and its result carries no gradient. ``compute`` is the
-    quickest way to the value of a rule, ``checked`` holds the ways to call it that ``check`` has let pass.
+    quickest way to the value of a rule. ``arity`` is the number of arguments that need no ``check`` if they come
+    without options, ``checked`` holds the other ways to call the function that have passed it.
     """
 
-    __slots__ = ("checked", "compute", "expression", "function", "vjps")
+    __slots__ = ("arity", "checked", "compute", "expression", "function", "vjps")
 
     def __init__(self, function):
-        self.function = self.compute = function
-        self.vjps: tuple[Callable | None, ...] = ()
-        self.expression: Callable | None = None
-        self.checked: set[tuple] = set()
+        self.function = function
+        self.set()
+
+    def set(self, vjps=(), expression=None):
+        for vjp in vjps:
+            if vjp is not None and not callable(vjp):
+                raise TypeError(f"a rule of {_name(self.function)} must be a function or None, not {vjp!r}")
+        self.vjps: tuple[Callable | None, ...] = vjps if any(vjps) else ()
+        self.expression: Callable | None = expression
+        self.compute: Callable = self.function
+        self.arity, self.checked = -1, set()
+        if vjps and all(vjps):
+            with contextlib.suppress(TypeError):  # a rule with options that must be given
+                inspect.signature(vjps[0]).bind("g", "out", *vjps)
+                self.arity = len(vjps)
 
     def check(self, nodes, args, options):
         """Refuse what no rule here would see: arguments without a VJP, and options that NumPy has but the rule not."""
@@ -118,42 +133,58 @@ _thread = _Thread()
 
 
 @contextlib.contextmanager
-def no_grad() -> Iterator[None]:
-    """Record nothing within: a context manager, or a decorator when called (``@no_grad()``); per thread.
-
-    >>> w = Tensor(3.0, requires_grad=True)
-    >>> with no_grad():
-    ...     print((w * 2).requires_grad)
-    False
-    """
-    before, _thread.recording = _thread.recording, False
+def _recording(on: bool) -> Iterator[None]:
+    before, _thread.recording = _thread.recording, on
     try:
         yield
     finally:
         _thread.recording = before
 
 
+def no_grad() -> contextlib.AbstractContextManager[None]:
+    """Record nothing within: a context manager, or a decorator when called (``@no_grad()``); per thread.
+
+    As a decorator it is for plain functions: in a generator function, put the ``with`` inside.
+
+    >>> w = Tensor(3.0, requires_grad=True)
+    >>> with no_grad():
+    ...     print((w * 2).requires_grad)
+    False
+    """
+    return _recording(False)
+
+
 def _name(function):
-    module = (getattr(function, "__module__", None) or "numpy").replace("numpy", "np")
-    return f"{module.lstrip('_')}.{function.__name__}"
+    module = getattr(function, "__module__", None) or "numpy"
+    name = getattr(function, "__name__", repr(function)).lstrip("_")
+    return f"np{module[5:]}.{name}" if module.split(".")[0] == "numpy" else f"{module}.{name}"
 
 
 def _as_value(data):
-    """An array or a NumPy scalar of booleans, integers or floats; arrays that answer both protocols are kept."""
+    """What a Tensor holds: an array or NumPy scalar of booleans, integers or floats.
+
+    Arrays of other kinds are kept as they are if they answer NumPy's protocols.
+    """
     if isinstance(data, Tensor):
         if data._node is not None:
             raise TypeError("a Tensor made of a Tensor would lose its gradient: use it as it is, or its .detach()")
         return data._value
-    if data.__class__ is np.ndarray and data.dtype.kind in "biuf":
-        return data
-    answers = hasattr(type(data), "__array_function__") and hasattr(type(data), "__array_ufunc__")
-    if isinstance(data, np.ndarray) and hasattr(data, "mask"):
-        raise TypeError("a Tensor of a masked array would lose the mask: fill it first, with data.filled(value)")
-    value = data if answers and not isinstance(data, np.ndarray) else np.asarray(data)
+    if isinstance(data, np.ndarray):
+        if data.__class__ is not np.ndarray and isinstance(data, np.ma.MaskedArray):
+            raise TypeError("a Tensor of a masked array would lose the mask: fill it first, with data.filled(value)")
+        value = np.asarray(data)
+    elif hasattr(type(data), "__array_function__") and hasattr(type(data), "__array_ufunc__"):
+        value = data
+    else:
+        value = np.asarray(data)[()]
     if value.dtype.kind not in "biuf":
-        advice = "take its real part" if value.dtype.kind == "c" else "convert it first, with data.astype(float) say"
-        raise TypeError(f"a Tensor holds booleans, integers or floats, not data of dtype {value.dtype}: {advice}")
-    return value if value.ndim or isinstance(data, np.ndarray) or answers else value[()]
+        raise TypeError(_unfit(value.dtype, "a Tensor"))
+    return value
+
+
+def _unfit(dtype, what):
+    advice = "take its real part" if dtype.kind == "c" else "convert it first, with data.astype(float) say"
+    return f"{what} holds booleans, integers or floats, not data of dtype {dtype}: {advice}"
 
 
 def _as_operand(data):
@@ -166,8 +197,7 @@ def _as_operand(data):
 def _explained(function, values, error):
     """NumPy's ValueError with the operation and the shapes that it met."""
     shapes = " and ".join(str(np.shape(value)) for value in values if hasattr(value, "shape"))
-    advice = "; reshape them to fit" if "broadcast" in str(error) or function is np.matmul else ""
-    return ValueError(f"{_name(function)} of shapes {shapes}: {str(error).strip()}{advice}")
+    return ValueError(f"{_name(function)} of shapes {shapes}: {str(error).strip()}")
 
 
 _new, _float64 = object.__new__, np.float64  # looked up once, since every scalar operation needs them
@@ -208,7 +238,7 @@ def _apply(function, *args, **options):
         values.append(arg)
     if options and any(isinstance(option, Tensor) for option in options.values()):
         raise TypeError(f"{_name(function)} takes Tensors by position, not by keyword")
-    if recorded and (options or len(args) > 1):
+    if recorded and (options or len(args) != row.arity):
         row.check(nodes, args, options)
     if recorded and row.expression:
         return row.expression(*args, **options)
@@ -216,21 +246,24 @@ def _apply(function, *args, **options):
         out = row.compute(*values, **options) if recorded else function(*values, **options)
     except ValueError as error:
         raise _explained(function, values, error) from None
-    kind = out.dtype.kind if hasattr(out, "dtype") else None
-    if kind is None:
+    if recorded and isinstance(out, float):
+        out = _float64(out)
+    if not hasattr(out, "dtype"):
+        if recorded:
+            raise TypeError(f"{_name(function)} gave a {type(out).__name__}: what has a rule must return one array")
         return out
-    if kind == "c":
-        raise TypeError(f"{_name(function)} gave complex numbers, which a Tensor cannot hold: take the real part first")
+    kind = out.dtype.kind
+    if kind not in "biuf":
+        raise TypeError(_unfit(out.dtype, f"the result of {_name(function)}, a Tensor,"))
     return _wrap(out, _Node(row, nodes, values, out, options) if recorded and kind == "f" else None)
 
 
 def _operator(function, compute) -> tuple[Callable[[Any, Any], Tensor], Callable[[Any, Any], Tensor]]:
-    """The two methods ``x op y`` and ``y op x`` of Tensor: ``_apply`` for two operands, without its loops.
+    """The two methods ``x op y`` and ``y op x`` of Tensor: ``_apply`` for a rule of two operands, without its loops.
 
     Python's own operator computes the value: on NumPy scalars it is many times faster than the ufunc.
     """
     row = _table.setdefault(function, _Row(function))
-    row.compute = compute
 
     def forward(x, y):
         x_node = y_node = None
@@ -250,6 +283,8 @@ def _operator(function, compute) -> tuple[Callable[[Any, Any], Tensor], Callable
             raise _explained(function, (x, y), error) from None
         if (x_node is y_node is None) or not _thread.recording or not row.vjps:
             return _wrap(out, None)
+        if row.arity != 2:
+            row.check((x_node, y_node), (x, y), {})
         return _wrap(out, _Node(row, (x_node, y_node), (x, y), out))
 
     return forward, lambda y, x: forward(x, y)
@@ -292,7 +327,8 @@ class Tensor:
            [6., 8.]])
     """
 
-    __slots__ = ("__weakref__", "_node", "_value")
+    __slots__ = ("__weakref__", "_leaf", "_node", "_value")
+    _leaf: _Node | None  # of a leaf: its node, also while requires_grad is switched off
     _node: _Node | None
     __hash__ = object.__hash__
     __array_priority__ = __pandas_priority__ = 5000  # array * Tensor and Series * Tensor are the Tensor's business
@@ -301,14 +337,15 @@ class Tensor:
         self._value = _as_value(data)
         if dtype is not None:
             self._value = _as_value(self._value.astype(dtype, copy=False))
-        self._node = None
+        self._node = self._leaf = None
         self.requires_grad = requires_grad
 
     @property
     def data(self) -> Any:
         """The array, for a number a 0-d array. May be replaced by one of the same shape, and is then cast to ``dtype``.
 
-        Writing into it between an operation and ``backward`` spoils the gradients, and nothing notices.
+        Writing into it, or into any array that an operation read, before ``backward`` spoils the gradients, and nothing
+        notices.
         """
         if isinstance(self._value, np.generic):
             self._value = np.asarray(self._value)
@@ -325,7 +362,7 @@ class Tensor:
 
     @property
     def requires_grad(self) -> bool:
-        """Whether ``backward`` from here reaches a leaf. May be set on leaves; their gradient goes with it."""
+        """Whether ``backward`` from here reaches a leaf. May be switched on leaves; while off, ``.grad`` is None."""
         return self._node is not None
 
     @requires_grad.setter
@@ -340,8 +377,8 @@ class Tensor:
             raise TypeError(
                 f"data of dtype {self.dtype} cannot require gradients, only floats can: convert them with dtype=float"
             )
-        elif self._node is None:
-            self._node = _Node(None, (), (), None)
+        else:
+            self._leaf = self._node = getattr(self, "_leaf", None) or _Node(None, (), (), None)
 
     @property
     def grad(self) -> Any:
@@ -361,8 +398,8 @@ class Tensor:
         if gradient is not None:
             if self._node is None or self._node.row is not None:
                 raise ValueError(".grad can be set on leaves that require gradients only")
-            if not isinstance(gradient, Tensor):
-                gradient = _as_value(gradient).astype(self.dtype)
+            keep = isinstance(gradient, Tensor) and gradient.requires_grad
+            gradient = (gradient if keep else _as_value(gradient)).astype(self.dtype)
             if gradient.shape != self.shape:
                 raise ValueError(f".grad of a Tensor of shape {self.shape} cannot have shape {gradient.shape}")
         if self._node is not None:
@@ -421,7 +458,11 @@ class Tensor:
             if gradient.shape != value.shape:
                 raise ValueError(f"backward() on a Tensor of shape {value.shape} got a gradient of {gradient.shape}")
             gradient = gradient.astype(value.dtype)
-        _backward(self._node, gradient, create_graph)
+        if create_graph:
+            with _recording(True):
+                _backward(self._node, gradient if isinstance(gradient, Tensor) else _wrap(gradient, None), True)
+        else:
+            _backward(self._node, gradient, False)
 
     def detach(self) -> Tensor:
         """A Tensor of the same data, without copying, that requires no gradient."""
@@ -461,7 +502,7 @@ class Tensor:
         return int(self._constant("a Python number"))
 
     def __index__(self) -> int:
-        if self.ndim or self.dtype.kind != "i":
+        if self.ndim or self.dtype.kind not in "iu":
             raise TypeError(f"an index must be an integer, not a Tensor of shape {self.shape} and dtype {self.dtype}")
         return int(self._value)
 
@@ -478,9 +519,13 @@ class Tensor:
         return self._value
 
     def __array_ufunc__(self, ufunc, method, *inputs, **options):
-        if method != "__call__" or options:
-            what = f"{_name(ufunc)}.{method}" if method != "__call__" else f"{_name(ufunc)} with {', '.join(options)}="
-            raise TypeError(f"{what} does not take Tensors: write y = {_name(ufunc)}(...), which makes a new Tensor")
+        if method != "__call__":
+            raise TypeError(f"{_name(ufunc)}.{method} does not take Tensors: write it with np. functions, np.sum say")
+        if options:
+            name, option = _name(ufunc), ", ".join(options)
+            raise TypeError(
+                f"{name} with {option}= does not take Tensors: write y = {name}(...), a new Tensor, without"
+            )
         return _apply(ufunc, *[x if isinstance(x, Tensor) or x.__class__ in _numbers else _as_value(x) for x in inputs])
 
     def __array_function__(self, function, types, args, options):
@@ -500,7 +545,8 @@ class Tensor:
     def __reduce__(self):
         if self._node is not None and self._node.row is not None:
             raise TypeError("a computed Tensor cannot be copied or pickled with its graph: use .detach()")
-        return Tensor, (self.data, self.requires_grad), (None, {"grad": self.grad})
+        grad = self.grad.detach() if isinstance(self.grad, Tensor) else self.grad
+        return type(self), (self.data, self.requires_grad), (None, {"grad": grad})
 
     # Operators and methods, each a function of the table.
 
@@ -551,7 +597,7 @@ class Tensor:
 def _index_values(index):
     """An index in which arrays stand for Tensors."""
     if isinstance(index, (tuple, list)):
-        return type(index)(map(_index_values, index))
+        return (tuple if isinstance(index, tuple) else list)(map(_index_values, index))
     return np.asarray(index._value) if isinstance(index, Tensor) else index
 
 
@@ -582,28 +628,29 @@ def defvjp(function: Callable, *vjps: Callable | None) -> Callable:
     array(12.)
     """
     row = _table.setdefault(function, _Row(function))
-    row.vjps, row.expression, row.checked = vjps if any(vjps) else (), None, set()
+    row.set(vjps)
     if isinstance(function, np.ufunc) or hasattr(function, "_implementation"):
         return function
 
     @functools.wraps(function)
     def recording(*args: Any, **options: Any) -> Any:
-        call = functools.partial(_apply, function) if any(isinstance(arg, Tensor) for arg in args) else function
-        return call(*args, **options)
+        if any(isinstance(arg, Tensor) for arg in (*args, *options.values())):
+            return _apply(function, *args, **options)
+        return function(*args, **options)
 
+    _table[recording] = row
     return recording
 
 
 def _express(function, expression):
     """Say a function in other functions of the table, for Tensors that require gradients."""
-    _table.setdefault(function, _Row(function)).expression = expression
+    _table.setdefault(function, _Row(function)).set(expression=expression)
 
 
 def _axes(x, axis):
-    """``axis`` as a list of the axes that it stands for, none of them negative."""
-    if axis is None:
-        return list(range(x.ndim))
-    return [a % x.ndim for a in (axis if isinstance(axis, tuple) else (axis,)) if x.ndim]
+    """``axis`` as a tuple of the axes that it stands for, none negative. (NumPy lets numbers have an axis 0.)"""
+    axes = range(x.ndim) if axis is None else normalize_axis_tuple(axis, x.ndim or 1)
+    return tuple(axes)[: x.ndim]
 
 
 def _kept(x, axis):
@@ -624,13 +671,18 @@ def _spread(g, x, axis):
 
 def _share(g, out, x, axis=None, *, keepdims=False):
     """The gradient of max and min: to the elements that are it, in equal shares where there are ties."""
-    hit = (x == out.reshape(_kept(x, axis))).astype(g.dtype)
+    hit = ((x == out.reshape(_kept(x, axis))) | (x != x)).astype(g.dtype)  # nan is its own maximum
     return g.reshape(_kept(x, axis)) * (hit / hit.sum(axis=axis, keepdims=True))
+
+
+def _less_one(y):
+    """y - 1, but 0 where y is 0: so that y * x**(y - 1), the derivative of x**y, is 0 for y = 0 at x = 0 too."""
+    return y - (y != 0) if isinstance(y, (int, float)) else np.where(y == 0, 0, y - 1)
 
 
 def _log_of_base(out, x, y):
     """log(x) in the dtype of out = x**y, for d(out)/dy = out * log(x); 0 where x is 0 and out stays 0 or 1 beside y."""
-    x = out.dtype.type(x) if isinstance(x, (int, float)) else x
+    x = x.astype(out.dtype) if hasattr(x, "astype") else out.dtype.type(x)
     return np.log(np.where((x == 0) & (y >= 0), 1, x))
 
 
@@ -657,24 +709,33 @@ def _prod(x, axis=None, *, keepdims=False):
         return x.sum(axis=axis, keepdims=keepdims) + 1
     rest = [a for a in range(x.ndim) if a not in axes]
     shape = _kept(x, axis) if keepdims else tuple(x.shape[a] for a in rest)
-    x = x.transpose(axes + rest).reshape((n, *[x.shape[a] for a in rest]))
+    x = x.transpose([*axes, *rest]).reshape((n, *[x.shape[a] for a in rest]))
     while n > 1:
         if n % 2:
             odd.append(x[n - 1])
         n //= 2
-        x = x[:n] * x[n : 2 * n]
+        x = x[0 : 2 * n : 2] * x[1 : 2 * n : 2]
     return functools.reduce(operator.mul, odd, x[0]).reshape(shape)
 
 
+def _deviations(x, axis):
+    return x - x.mean(axis=axis, keepdims=True)
+
+
+def _freedom(x, axis, ddof):
+    """What a variance is divided by, as a plain float; 0, by which NumPy divides with a warning, where none is left."""
+    return max(_count(x, axis) - float(ddof), 0.0)
+
+
 def _var(x, axis=None, *, ddof=0, keepdims=False):
-    from_mean = x - x.mean(axis=axis, keepdims=True)
-    var, n = (from_mean * from_mean).mean(axis=axis, keepdims=keepdims), _count(x, axis)
-    return var * n / max(n - ddof, 0) if ddof else var
+    d = _deviations(x, axis)
+    var = (d * d).mean(axis=axis, keepdims=keepdims)
+    return var * _count(x, axis) / _freedom(x, axis, ddof) if ddof else var
 
 
 def _std_vjp(g, out, x, axis=None, *, ddof=0, keepdims=False):
-    from_mean = x - x.mean(axis=axis, keepdims=True)
-    return _spread(g / np.where(out == 0, 1, out), x, axis) * from_mean / max(_count(x, axis) - ddof, 0)
+    g = _spread(g / np.where(out == 0, 1, out), x, axis)  # where nothing varies, the deviations make it 0
+    return g * _deviations(x, axis) / _freedom(x, axis, ddof)
 
 
 def _inverse(axes):
@@ -689,32 +750,33 @@ def _relu(x):
 
 def _sigmoid(x):
     """1 / (1 + exp(-x)), without overflow."""
-    small = np.exp(-abs(x))
-    return np.where(x >= 0, 1, small) / (1 + small)
+    small = np.exp(np.abs(x) * -1.0)
+    return np.where(np.less(x, 0), small, 1) / (1 + small)
 
 
 def _convert(x, dtype):
     return x.astype(dtype)
 
 
+_basic = (int, np.integer, slice, type(None), type(...))  # an index of these alone names no element twice
+
+
 def _add_at(values, index, shape):
     """Zeros of ``shape``, with the values added at an index: what repeats in the index adds up."""
     out = np.zeros(shape, values.dtype)
-    basic = (int, np.integer, slice, type(None), type(...))
-    if all(isinstance(i, basic) for i in (index if isinstance(index, tuple) else (index,))):
+    if all(isinstance(i, _basic) for i in (index if isinstance(index, tuple) else (index,))):
         out[index] = values
     else:
         np.add.at(out, index, values)
     return out
 
 
-def _below(x, a_min, a_max):
-    """Where clip gives a_min; with a_min above a_max it gives a_max."""
-    return False if a_min is None else x < a_min if a_max is None else (x < a_min) & (a_min <= a_max)
+def _low(a_min):
+    return -math.inf if a_min is None else a_min
 
 
-def _above(x, a_min, a_max):
-    return False if a_max is None else x > a_max if a_min is None else (x > a_max) | (a_max < a_min)
+def _high(a_max):
+    return math.inf if a_max is None else a_max
 
 
 # fmt: off
@@ -722,8 +784,7 @@ defvjp(np.add,       lambda g, out, x, y: g,                          lambda g, 
 defvjp(np.subtract,  lambda g, out, x, y: g,                          lambda g, out, x, y: -g)
 defvjp(np.multiply,  lambda g, out, x, y: g * y,                      lambda g, out, x, y: g * x)
 defvjp(np.divide,    lambda g, out, x, y: g / y,                      lambda g, out, x, y: -g * out / y)
-# y - (y != 0) is y - 1, but 0 for y = 0: x**0 has the derivative 0 at x = 0 too.
-defvjp(np.power,     lambda g, out, x, y: g * (y * x ** (y - (y != 0))),
+defvjp(np.power,     lambda g, out, x, y: g * (y * x ** _less_one(y)),
                      lambda g, out, x, y: g * (out * _log_of_base(out, x, y)))
 defvjp(np.matmul,    _matmul_vjp_x,                                   _matmul_vjp_y)
 
@@ -743,12 +804,12 @@ _astype = defvjp(_convert, lambda g, out, x, dtype: g)
 defvjp(np.where,     None,
                      lambda g, out, condition, x, y: np.where(condition, g, 0),
                      lambda g, out, condition, x, y: np.where(condition, 0, g))
-defvjp(np.clip,      lambda g, out, x, a_min, a_max: np.where(_below(x, a_min, a_max) | _above(x, a_min, a_max), 0, g),
-                     lambda g, out, x, a_min, a_max: np.where(_below(x, a_min, a_max), g, 0),
-                     lambda g, out, x, a_min, a_max: np.where(_above(x, a_min, a_max), g, 0))
+defvjp(np.clip,      lambda g, out, x, a_min, a_max: np.where((x >= _low(a_min)) & (x <= _high(a_max)), g, 0),
+                     lambda g, out, x, a_min, a_max: np.where((x < a_min) & (a_min < _high(a_max)), g, 0),
+                     lambda g, out, x, a_min, a_max: np.where((x > a_max) | (a_max < _low(a_min)), g, 0))
 
 defvjp(np.sum,       lambda g, out, x, axis=None, *, keepdims=False: _spread(g, x, axis))
-defvjp(np.mean,      lambda g, out, x, axis=None, *, keepdims=False: _spread(g / (_count(x, axis) or 1), x, axis))
+defvjp(np.mean,      lambda g, out, x, axis=None, *, keepdims=False: _spread(g * (1 / (_count(x, axis) or 1)), x, axis))
 defvjp(np.max,       _share)
 defvjp(np.min,       _share)
 defvjp(np.amax,      _share)
@@ -767,8 +828,8 @@ _scatter = defvjp(_add_at, lambda g, out, values, index, shape: g[index])
 defvjp(operator.getitem, lambda g, out, x, index: _scatter(g, index, x.shape))
 
 # The methods begin in half the time of the functions, and a number is its own sum and mean.
-_table[np.sum].compute = lambda x, axis=None, keepdims=False: x.sum(axis=axis, keepdims=keepdims) if x.ndim else +x
-_table[np.mean].compute = lambda x, axis=None, keepdims=False: x.mean(axis=axis, keepdims=keepdims) if x.ndim else +x
+_table[np.sum].compute = lambda x, axis=None, **keep: x.sum(axis, **keep) if x.ndim or axis is not None else +x
+_table[np.mean].compute = lambda x, axis=None, **keep: x.mean(axis, **keep) if x.ndim or axis is not None else +x
 
 for constant in (np.equal, np.not_equal, np.less, np.less_equal, np.greater, np.greater_equal, np.sign,
                  np.bitwise_and, np.bitwise_or, np.bitwise_xor, np.invert, np.isfinite, np.isnan, np.isinf,
@@ -782,10 +843,11 @@ for constant in (np.equal, np.not_equal, np.less, np.less_equal, np.greater, np.
 # its turn comes. The running gradients live in a dict of this one call and leave it as soon as they have been used.
 
 
+_leaves_lock = threading.Lock()  # two threads may come to the same leaf
+
+
 def _backward(node, gradient, create_graph):
     """Add to each leaf's gradient what comes down to it when the gradient of ``node`` is ``gradient``."""
-    if create_graph and not isinstance(gradient, Tensor):
-        gradient = _wrap(gradient, None)
     gradients, leaves = {node: gradient}, []
     heap = [(node.order, node)]
     while heap:
@@ -803,22 +865,28 @@ def _backward(node, gradient, create_graph):
                 continue
             part = vjp(g, out, *values, **options) if options else vjp(g, out, *values)
             if part.__class__ is not _float64 or x.__class__ is not _float64:
-                part = _fit(part, x)
+                part = _fit(part, x, row)
             before = gradients.get(parent)
             if before is None:
                 gradients[parent] = part
                 heappush(heap, (parent.order, parent))
             else:
                 gradients[parent] = before + part
-    for leaf, g in leaves:  # only now, so that an error on the way leaves every gradient as it was
-        leaf.grad = leaf.grad + g if leaf.grad is not None else g.copy() if isinstance(g, np.ndarray) else g
+    with _leaves_lock:  # only now, so that an error on the way leaves every gradient as it was
+        for leaf, g in leaves:
+            leaf.grad = +g if leaf.grad is None else leaf.grad + g  # + makes a copy of its own
 
 
-def _fit(g, x):
+def _fit(g, x, row):
     """A gradient in the shape and dtype of the x that it belongs to: summed over the axes that broadcasting made."""
+    if not hasattr(g, "dtype"):
+        raise TypeError(f"a rule of {_name(row.function)} returned a {type(g).__name__}: it must return an array")
     if g.shape != x.shape:
         new = g.ndim - x.ndim
-        g = g.sum(axis=tuple([a for a in range(g.ndim) if a < new or x.shape[a - new] == 1])).reshape(x.shape)
+        summed = g.sum(axis=tuple([a for a in range(g.ndim) if a < new or x.shape[a - new] == 1]), keepdims=True)
+        if summed.shape[max(new, 0) :] != x.shape:
+            raise ValueError(f"a rule of {_name(row.function)} returned shape {g.shape} for an argument of {x.shape}")
+        g = summed.reshape(x.shape)
     return g if g.dtype == x.dtype else g.astype(x.dtype)
 
 
@@ -871,8 +939,8 @@ class SGD:
         if len(set(self.params)) < len(self.params):
             raise ValueError("SGD got the same parameter twice: give it each one once")
         for name, rate in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
-            if not 0 <= rate < math.inf:
-                raise ValueError(f"SGD got {name}={rate}: it must be a finite number, 0 or more")
+            if not (isinstance(rate, numbers.Real) and 0 <= rate < math.inf):
+                raise ValueError(f"SGD got {name}={rate!r}: it must be a finite number, 0 or more")
         if nesterov and not momentum:
             raise ValueError("SGD got nesterov=True without momentum: give it a momentum above 0")
         self.lr, self.momentum, self.weight_decay, self.nesterov = lr, momentum, weight_decay, nesterov
@@ -892,7 +960,7 @@ class SGD:
                 g = g + weight_decay * p._value
             if momentum:
                 velocity = self._velocities[i]
-                velocity = self._velocities[i] = g if velocity is None else momentum * velocity + g
+                velocity = self._velocities[i] = +g if velocity is None else momentum * velocity + g
                 g = g + momentum * velocity if self.nesterov else velocity
             p._value = p._value - lr * g
 
@@ -932,7 +1000,8 @@ def gradcheck(f: Callable, *args: Any, eps: float = 1e-6, atol: float = 1e-5, rt
         value = np.asarray(arg.detach() if isinstance(arg, Tensor) else arg)
         floating = value.dtype.kind == "f"
         leaves.append(Tensor(value.astype(float), requires_grad=True) if floating else arg)
-    out = f(*leaves)
+    with _recording(True):
+        out = f(*leaves)
     weights = np.random.default_rng(0).uniform(0.5, 1.5, np.shape(out))
     if isinstance(out, Tensor) and out.requires_grad:
         out.backward(weights)
@@ -946,7 +1015,10 @@ def gradcheck(f: Callable, *args: Any, eps: float = 1e-6, atol: float = 1e-5, rt
             for moved in (x + eps, x - eps):
                 leaf.data[entry] = moved
                 with no_grad():
-                    sums.append((np.asarray(f(*leaves)) * weights).sum())
+                    moved_out = f(*leaves)
+                sums.append(
+                    (np.asarray(moved_out.detach() if isinstance(moved_out, Tensor) else moved_out) * weights).sum()
+                )
             leaf.data[entry] = x
             difference = (sums[0] - sums[1]) / (2 * eps)
             if not math.isclose(gradient[entry], difference, rel_tol=rtol, abs_tol=atol):

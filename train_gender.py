@@ -22,7 +22,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +52,6 @@ COLUMNS = [*FEATURES, TARGET]
 GENDERS = {"male": 1.0, "female": 0.0}
 DATASET = "muhammadtalharasool/simple-gender-classification"
 KAGGLE_SECONDS = 15.0  # for all attempts together
-
-say = partial(print, flush=True)
 
 
 # --- The table --------------------------------------------------------------------------------------------------------
@@ -94,12 +91,11 @@ def scale_parts(parts: dict[str, pd.DataFrame]) -> Parts:
 
 ASK_KAGGLE = """
 import contextlib, faulthandler, json, sys
-handle, seconds = sys.argv[1:]
-faulthandler.dump_traceback_later(float(seconds), exit=True)  # the end of this process even if its parent was killed
+faulthandler.dump_traceback_later(float(sys.argv[2]), exit=True)  # the end of this process if its parent was killed
 with contextlib.redirect_stdout(sys.stderr):
     try:
         import kagglehub
-        answer = {"path": kagglehub.dataset_download(handle, path="gender.csv")}
+        answer = {"path": kagglehub.dataset_download(sys.argv[1], path="gender.csv")}
     except BaseException as error:
         status = getattr(getattr(error, "response", None), "status_code", None)
         while error.__cause__ or error.__context__:
@@ -253,15 +249,15 @@ def measure(predicted: Array, y: Array, dollars: float) -> dict[str, float | Non
 def print_report(report: dict[str, Any], test: pd.DataFrame) -> None:
     """The report as a table, then five test rows with their true and predicted incomes."""
     if report["interrupted"]:
-        say(f"interrupted in epoch {report['epochs'] + 1}: this is the report so far")
-    say(f"\n{report['epochs']} epochs in {report['seconds']:.2f} s\n")
+        print(f"interrupted in epoch {report['epochs'] + 1}: this is the report so far")
+    print(f"\n{report['epochs']} epochs in {report['seconds']:.2f} s\n")
     kinds = itertools.product(("train", "test"), ("model", "mean", "least_squares"))
     errors = pd.DataFrame({(part, name): report[name][part] for part, name in kinds}, dtype=float).T
     errors.columns = ["MSE (scaled)", "MAE", "R2"]
     dollars = "${:,.0f}".format
-    say(errors.to_string(formatters=["{:.6f}".format, dollars, "{:.3f}".format], na_rep="-") + "\n")
+    print(errors.to_string(formatters=["{:.6f}".format, dollars, "{:.3f}".format], na_rep="-") + "\n")
     show = {"Gender": lambda male: "male" if male else "female", TARGET: dollars, "Predicted": dollars}
-    say(test.head().to_string(formatters=show, index=False))
+    print(test.head().to_string(formatters=show, float_format="{:g}".format, index=False))
 
 
 def job(argv: Sequence[str] | None) -> int:
@@ -272,7 +268,7 @@ def job(argv: Sequence[str] | None) -> int:
     parts = scale_parts(rows)
     report: dict[str, Any] = {"source": source} | {f"rows_{part}": len(rows[part]) for part in ("train", "test")}
     if not args.json:
-        say(f"source: {source}\nrows: {len(rows['train'])} for training, {len(rows['test'])} for testing")
+        print(f"source: {source}\nrows: {len(rows['train'])} for training, {len(rows['test'])} for testing")
 
     start, interrupted = time.perf_counter(), False
     layers = make_layers([len(FEATURES), args.hidden, 1] if args.hidden else [len(FEATURES), 1], rng)
@@ -282,7 +278,7 @@ def job(argv: Sequence[str] | None) -> int:
         for state in itertools.chain([first], states):
             epoch, losses, _ = state
             if not args.json and (epoch % max(1, args.epochs // 10) == 0 or epoch == args.epochs):
-                say("epoch {:5}: training loss {train:.6f}, test loss {test:.6f}".format(epoch, **losses))
+                print("epoch {:5}: training loss {train:.6f}, test loss {test:.6f}".format(epoch, **losses))
     except KeyboardInterrupt:
         interrupted = True
 
@@ -292,7 +288,7 @@ def job(argv: Sequence[str] | None) -> int:
     for name, guesses in {"model": predicted, **yardsticks(parts)}.items():
         report[name] = {part: measure(guesses[part], y, high - low) for part, (_, y) in parts.items()}
     if args.json:
-        say(json.dumps(report, indent=2))
+        print(json.dumps(report, indent=2))
     else:
         print_report(report, rows["test"].assign(Predicted=low + (high - low) * predicted["test"]))
     return 130 if interrupted else 0

@@ -74,7 +74,8 @@ def run(job: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None) 
     """The exit code of a job: its own, 2 for bad input, 130 after Ctrl-C, 141 if nobody reads standard output."""
     try:
         if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="backslashreplace")  # for the name of a file that the terminal cannot show
+            # Lines come out as they are printed, and the name of a file that cannot be encoded does not stop them.
+            sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
         with np.errstate(all="ignore"):  # an overflow shows in the loss
             code = job(argv)
         sys.stdout.flush()
@@ -228,7 +229,7 @@ def job(argv: Sequence[str] | None) -> int:
         for epoch, loss, w, b, steps, seconds in states:
             if not options.json:
                 speed = steps / epoch / seconds
-                print(f"epoch {epoch:3d}  loss {loss:.3e}  w {w:.6f}  b {b:.8f}  {speed:,.0f} steps/s", flush=True)
+                print(f"epoch {epoch:3d}  loss {loss:.3e}  w {w:.6f}  b {b:.8f}  {speed:,.0f} steps/s")
     except KeyboardInterrupt:
         interrupted = True
 
