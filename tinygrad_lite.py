@@ -96,29 +96,21 @@ class _Row:
         self.vjps: tuple[Callable | None, ...] = vjps if any(vjps) else ()
         self.expression: Callable | None = expression
         self.compute: Callable = self.function
-        self.arity, self.checked = -1, set()
-        if vjps and all(vjps):
-            with contextlib.suppress(TypeError):  # a rule with options that must be given
-                inspect.signature(vjps[0]).bind("g", "out", *vjps)
-                self.arity = len(vjps)
+        self.arity, self.checked = len(vjps) if all(vjps) else -1, set()
 
     def check(self, nodes, args, options):
         """Refuse what no rule here would see: arguments without a VJP, and options that NumPy has but the rule not."""
         way = (*[node is not None for node in nodes], *options)
         if way in self.checked:
             return
-        name = _name(self.function)
-        vjps = [*self.vjps, *[None] * len(args)]
-        for i, node in enumerate(nodes):
-            if node is not None and not vjps[i] and not self.expression:
-                raise TypeError(f"{name} has no derivative rule for argument {i}: give it t.detach() there")
+        for node, vjp, i in itertools.zip_longest(nodes, self.vjps, range(len(nodes))):
+            if node is not None and vjp is None and self.expression is None:
+                raise TypeError(f"{_name(self.function)} has no derivative rule for argument {i}: detach() that one")
+        rule, before = (self.expression, ()) if self.expression else (next(filter(None, self.vjps)), ("g", "out"))
         try:
-            if self.expression:
-                inspect.signature(self.expression).bind(*args, **options)
-            else:
-                inspect.signature(next(filter(None, vjps))).bind("g", "out", *args, **options)
+            inspect.signature(rule).bind(*before, *args, **options)
         except TypeError as error:
-            raise TypeError(f"{name} of a Tensor that requires gradients cannot be called so: {error}") from None
+            raise TypeError(f"{_name(self.function)} of a Tensor that requires gradients: {error}") from None
         self.checked.add(way)
 
 
@@ -368,15 +360,11 @@ class Tensor:
     @requires_grad.setter
     def requires_grad(self, required: bool) -> None:
         if self._node is not None and self._node.row is not None:
-            raise ValueError(
-                "requires_grad of a computed Tensor follows from its operands: use .detach() to cut it off"
-            )
+            raise ValueError("requires_grad of a result follows from its operands: cut it off with .detach()")
         if not required:
             self._node = None
         elif self.dtype.kind != "f":
-            raise TypeError(
-                f"data of dtype {self.dtype} cannot require gradients, only floats can: convert them with dtype=float"
-            )
+            raise TypeError(f"{self.dtype} data cannot require gradients, only floats can: convert it with dtype=float")
         else:
             self._leaf = self._node = getattr(self, "_leaf", None) or _Node(None, (), (), None)
 
@@ -449,20 +437,18 @@ class Tensor:
         if gradient is None:
             if value.size != 1:
                 raise ValueError(
-                    f"backward() on a Tensor of shape {value.shape} needs a gradient of that shape: "
-                    "reduce it to a number first, with .sum() or .mean(), or give one"
+                    f"backward() of shape {value.shape} needs a gradient: reduce it with .sum() or give one"
                 )
             gradient = np.ones_like(value) if value.ndim else value.dtype.type(1)
         else:
             gradient = gradient if isinstance(gradient, Tensor) and create_graph else _as_value(gradient)
             if gradient.shape != value.shape:
-                raise ValueError(f"backward() on a Tensor of shape {value.shape} got a gradient of {gradient.shape}")
+                raise ValueError(f"backward() of shape {value.shape} got a gradient of shape {gradient.shape}")
             gradient = gradient.astype(value.dtype)
-        if create_graph:
-            with _recording(True):
-                _backward(self._node, gradient if isinstance(gradient, Tensor) else _wrap(gradient, None), True)
-        else:
-            _backward(self._node, gradient, False)
+        if create_graph and not isinstance(gradient, Tensor):
+            gradient = _wrap(gradient, None)
+        with _recording(True) if create_graph else contextlib.nullcontext():
+            _backward(self._node, gradient, create_graph)
 
     def detach(self) -> Tensor:
         """A Tensor of the same data, without copying, that requires no gradient."""
@@ -533,9 +519,8 @@ class Tensor:
 
     def __repr__(self) -> str:
         value = np.asarray(self._value) if isinstance(self._value, np.generic) else self._value
-        text = (
-            np.array2string(value, separator=", ", prefix="Tensor(") if isinstance(value, np.ndarray) else repr(value)
-        )
+        show = functools.partial(np.array2string, separator=", ", prefix="Tensor(")
+        text = show(value) if isinstance(value, np.ndarray) else repr(value)
         dtype = "" if self.dtype in (float, int, bool) else f", dtype={self.dtype}"
         return f"Tensor({text}{dtype}{', requires_grad=True' if self.requires_grad else ''})"
 
