@@ -1393,6 +1393,8 @@ def test_linear_reader_that_leaves_early_sees_no_traceback():
 BAD_OPTIONS = {
     "--rows 0": "--rows.*0",
     "--rows 1.5": "--rows.*1.5",
+    "--rows 1": "--rows.*from 2.*'1'",
+    "--rows 9999999999999999999999": "--rows.*1000000000",
     "--batch-size 0": "--batch-size.*0",
     "--epochs -1": "--epochs.*-1",
     "--lr nan": "--lr.*nan",
@@ -1460,6 +1462,14 @@ def test_linear_files_that_cannot_be_read_or_written(capsys, tmp_path):
         (["--rows", "10", "--save-data", str(tmp_path / "none" / "x.csv")], "cannot be written"),
     ):
         fails_with_one_sentence(capsys, train_linear.main, argv, message)
+
+
+def test_linear_that_outgrows_the_memory_says_so(capsys, monkeypatch):
+    def refuses(*args: Any, **options: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(np, "arange", refuses)
+    fails_with_one_sentence(capsys, train_linear.main, ["--rows", "1000000"], "memory.*fewer rows")
 
 
 def test_linear_takes_a_constant_y_and_a_file_with_quirks(capsys, tmp_path):

@@ -83,6 +83,9 @@ def run(job: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None) 
     except InputError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
+    except MemoryError:
+        print("error: this takes more memory than there is: use fewer rows", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -199,10 +202,9 @@ def train(x: Array, y: Array, epochs: int, size: int, lr: float, seed: int) -> I
 
 
 def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
+    rows = number(int, "an integer from 2 to 1000000000", 2, 10**9)
     parser = Parser(description="Fit y = w * x + b by stochastic gradient descent, one example at a time.")
-    parser.add_argument(
-        "--rows", type=number(int, "an integer of at least 2", 2), help="rows to make, y = x - 1 (default 100000)"
-    )
+    parser.add_argument("--rows", type=rows, help="rows to make, y = x - 1 (default 100000)")
     parser.add_argument("--data", metavar="FILE.csv", help="train on a CSV file with the columns x,y instead")
     parser.add_argument("--save-data", metavar="FILE.csv", help="write the data as x,y and go on")
     parser.add_argument("--epochs", type=count_or_none, default=50, help="passes over the data (default 50)")
