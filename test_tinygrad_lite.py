@@ -1146,9 +1146,7 @@ def test_gradcheck_accepts_right_rules_and_names_what_is_wrong():
     with no_grad():
         assert gradcheck(lambda x: x**2, 3.0) is True
     wrong = defvjp(lambda x: x**2, lambda g, out, x: g * np.array([2.0, 3.0, 2.0]) * x)
-    with pytest.raises(
-        AssertionError, match=r"argument 1, entry \(1,\): backward gives [\d.]+, central differences [\d.]+$"
-    ):
+    with pytest.raises(AssertionError, match=r"argument 1, entry \(1,\): backward [\d.]+, central differences [\d.]+$"):
         gradcheck(lambda a, b: wrong(b) + a, 1.0, np.array([1.0, 2.0, 3.0]))
 
 

@@ -980,34 +980,31 @@ def gradcheck(f: Callable, *args: Any, eps: float = 1e-6, atol: float = 1e-5, rt
     >>> gradcheck(lambda x, y: (x * y).tanh(), 0.5, [1.0, -2.0])
     True
     """
-    leaves = []
-    for arg in args:
-        value = np.asarray(arg.detach() if isinstance(arg, Tensor) else arg)
-        floating = value.dtype.kind == "f"
-        leaves.append(Tensor(value.astype(float), requires_grad=True) if floating else arg)
+    arrays = [np.asarray(arg.detach() if isinstance(arg, Tensor) else arg) for arg in args]
+    floating = [i for i, array in enumerate(arrays) if array.dtype.kind == "f"]
+    leaves = list(args)
+    for i in floating:
+        leaves[i] = Tensor(arrays[i].astype(float), requires_grad=True)
     with _recording(True):
         out = f(*leaves)
     weights = np.random.default_rng(0).uniform(0.5, 1.5, np.shape(out))
     if isinstance(out, Tensor) and out.requires_grad:
         out.backward(weights)
-    for i, leaf in enumerate(leaves):
-        if not (isinstance(leaf, Tensor) and leaf.requires_grad):
-            continue
-        gradient = np.zeros(leaf.shape) if leaf.grad is None else leaf.grad
-        for entry in np.ndindex(leaf.shape):
-            x = leaf.data[entry]
-            sums = []
-            for moved in (x + eps, x - eps):
-                leaf.data[entry] = moved
-                with no_grad():
-                    moved_out = f(*leaves)
-                sums.append(
-                    (np.asarray(moved_out.detach() if isinstance(moved_out, Tensor) else moved_out) * weights).sum()
-                )
-            leaf.data[entry] = x
-            difference = (sums[0] - sums[1]) / (2 * eps)
-            if not math.isclose(gradient[entry], difference, rel_tol=rtol, abs_tol=atol):
-                raise AssertionError(
-                    f"argument {i}, entry {entry}: backward gives {gradient[entry]}, central differences {difference}"
-                )
+
+    def weighted_sum():
+        with no_grad():
+            out = f(*leaves)
+        return (weights * np.asarray(out.detach() if isinstance(out, Tensor) else out)).sum()
+
+    for i in floating:
+        data, gradient = leaves[i].data, leaves[i].grad
+        for entry in np.ndindex(data.shape):
+            x, found = data[entry], 0.0 if gradient is None else gradient[entry]
+            data[entry] = x + eps
+            above = weighted_sum()
+            data[entry] = x - eps
+            difference = (above - weighted_sum()) / (2 * eps)
+            data[entry] = x
+            if not math.isclose(found, difference, rel_tol=rtol, abs_tol=atol):
+                raise AssertionError(f"argument {i}, entry {entry}: backward {found}, central differences {difference}")
     return True
