@@ -77,10 +77,10 @@ class _Node:
 class _Row:
     """A row of the table: a function and one way to differentiate it.
 
-    A rule has ``vjps``, one per positional argument; a re-expression has ``expression``, the same function said in
-    other functions of the table; a constant has neither, and its result carries no gradient. ``compute`` is the
-    quickest way to the value of a rule. ``arity`` is the number of arguments that need no ``check`` if they come
-    without options, ``checked`` holds the other ways to call the function that have passed it.
+    A rule has ``vjps`` (vector-Jacobian products, see the table), one per positional argument; a re-expression has
+    ``expression``, the same function said in other functions of the table; a constant has neither, and its result
+    carries no gradient. ``compute`` is the quickest way to the value of a rule. ``arity`` is the number of arguments
+    that need no ``check`` if they come without options, ``checked`` holds the other ways to call that have passed it.
     """
 
     __slots__ = ("arity", "checked", "compute", "expression", "function", "vjps")
@@ -165,13 +165,12 @@ def _as_value(data):
         if data.__class__ is not np.ndarray and isinstance(data, np.ma.MaskedArray):
             raise TypeError("a Tensor of a masked array would lose the mask: fill it first, with data.filled(value)")
         value = np.asarray(data)
-    elif hasattr(type(data), "__array_function__") and hasattr(type(data), "__array_ufunc__"):
-        value = data
     else:
-        value = np.asarray(data)[()]
+        answers = hasattr(type(data), "__array_function__") and hasattr(type(data), "__array_ufunc__")
+        value = data if answers else np.asarray(data)
     if value.dtype.kind not in "biuf":
         raise TypeError(_unfit(value.dtype, "a Tensor"))
-    return value
+    return value if value.ndim or hasattr(data, "ndim") else value[()]
 
 
 def _unfit(dtype, what):
@@ -205,7 +204,7 @@ def _wrap(value, node):
 
 # The classes of operands and of arguments that need no look before NumPy gets them.
 _numbers = {bool, int, float, np.float64, np.float32}
-_plain = _numbers | {np.ndarray, tuple, list, slice, type(None)}
+_plain = _numbers | {np.ndarray, slice, type(None)}
 
 
 def _apply(function, *args, **options):
@@ -224,6 +223,9 @@ def _apply(function, *args, **options):
             node, arg = arg._node, arg._value
             if node is not None:
                 recorded = _thread.recording and bool(row.vjps or row.expression)
+        elif arg.__class__ in (list, tuple):
+            if any(isinstance(item, Tensor) for item in arg):
+                raise TypeError(f"{_name(function)} takes no list of Tensors: give a function of each of them a rule")
         elif arg.__class__ not in _plain and hasattr(arg, "to_numpy"):
             arg = _as_value(arg)
         nodes.append(node)
@@ -395,22 +397,27 @@ class Tensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The lengths of the axes, () for a number."""
         return self._value.shape
 
     @property
     def ndim(self) -> int:
+        """The number of axes."""
         return self._value.ndim
 
     @property
     def size(self) -> int:
+        """The number of elements."""
         return self._value.size
 
     @property
     def dtype(self) -> np.dtype:
+        """The NumPy dtype of the elements."""
         return self._value.dtype
 
     @property
     def T(self) -> Tensor:
+        """The Tensor with its axes in reversed order."""
         return self.transpose()
 
     def backward(self, gradient: ArrayLike | Tensor | None = None, create_graph: bool = False) -> None:
@@ -482,10 +489,10 @@ class Tensor:
         return bool(self._value)
 
     def __float__(self) -> float:
-        return float(self._constant("a Python number"))
+        return float(self._constant("a Python number", "np. functions, not math's, or take .item()"))
 
     def __int__(self) -> int:
-        return int(self._constant("a Python number"))
+        return int(self._constant("a Python number", "np. functions, not math's, or take .item()"))
 
     def __index__(self) -> int:
         if self.ndim or self.dtype.kind not in "iu":
@@ -493,15 +500,12 @@ class Tensor:
         return int(self._value)
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray:
-        value = np.asarray(self._constant("a NumPy array"), dtype)
-        return value.copy() if copy else value
+        value = self._constant("a NumPy array", "np. functions of it (with pandas, Tensor(df) @ t), or take .detach()")
+        return np.array(value, dtype) if copy else np.asarray(value, dtype)
 
-    def _constant(self, what):
+    def _constant(self, what, advice):
         if self._node is not None:
-            raise TypeError(
-                f"a Tensor that requires gradients would lose them as {what}: compute with np. functions "
-                "(with pandas data as Tensor(df) @ t), or take .item() or .detach()"
-            )
+            raise TypeError(f"a Tensor that requires gradients would lose them as {what}: use {advice}")
         return self._value
 
     def __array_ufunc__(self, ufunc, method, *inputs, **options):
@@ -555,6 +559,7 @@ class Tensor:
 
     sum, mean, max, min, prod = map(_method, (np.sum, np.mean, np.max, np.min, np.prod))
     var, std, squeeze, swapaxes, ravel = map(_method, (np.var, np.std, np.squeeze, np.swapaxes, np.ravel))
+    any, all, argmax, argmin = map(_method, (np.any, np.all, np.argmax, np.argmin))
     exp, log, sqrt, sin, cos, tanh = map(_method, (np.exp, np.log, np.sqrt, np.sin, np.cos, np.tanh))
     abs = __abs__
 
@@ -600,7 +605,7 @@ def defvjp(function: Callable, *vjps: Callable | None) -> Callable:
     function : a NumPy function, any ufunc, or a plain Python function of arrays.
     vjps : for each positional argument ``vjp(g, out, *arguments, **options)``, or None where there is no derivative.
         ``g`` and ``out``, the result, have the same shape; the VJP may return the shape that broadcasting gave its
-        argument. Without ``vjps`` at all the result is a constant.
+        argument. None alone says that the result is a constant.
 
     Returns
     -------
@@ -612,6 +617,10 @@ def defvjp(function: Callable, *vjps: Callable | None) -> Callable:
     >>> x.grad
     array(12.)
     """
+    if not callable(function) or not vjps:
+        raise TypeError(
+            f"defvjp takes a function and a rule for each of its arguments, not {function!r} and {len(vjps)}"
+        )
     row = _table.setdefault(function, _Row(function))
     row.set(vjps)
     if isinstance(function, np.ufunc) or hasattr(function, "_implementation"):
@@ -797,7 +806,7 @@ defvjp(np.sum,       lambda g, out, x, axis=None, *, keepdims=False: _spread(g, 
 defvjp(np.mean,      lambda g, out, x, axis=None, *, keepdims=False: _spread(g * (1 / (_count(x, axis) or 1)), x, axis))
 defvjp(np.max,       _share)
 defvjp(np.min,       _share)
-defvjp(np.amax,      _share)
+defvjp(np.amax,      _share)  # another function object than np.max, and kept for older code
 defvjp(np.amin,      _share)
 defvjp(np.std,       _std_vjp)
 _express(np.var,     _var)
@@ -819,7 +828,7 @@ _table[np.mean].compute = lambda x, axis=None, **keep: x.mean(axis, **keep) if x
 for constant in (np.equal, np.not_equal, np.less, np.less_equal, np.greater, np.greater_equal, np.sign,
                  np.bitwise_and, np.bitwise_or, np.bitwise_xor, np.invert, np.isfinite, np.isnan, np.isinf,
                  np.zeros_like, np.ones_like, np.shape, np.ndim, np.size, np.argmax, np.argmin, np.any, np.all):
-    defvjp(constant)
+    defvjp(constant, None)
 # fmt: on
 
 
@@ -983,6 +992,8 @@ def gradcheck(f: Callable, *args: Any, eps: float = 1e-6, atol: float = 1e-5, rt
     arrays = [np.asarray(arg.detach() if isinstance(arg, Tensor) else arg) for arg in args]
     floating = [i for i, array in enumerate(arrays) if array.dtype.kind == "f"]
     leaves = list(args)
+    if not floating:
+        raise TypeError("gradcheck got no float argument to check: integers and booleans have no gradient")
     for i in floating:
         leaves[i] = Tensor(arrays[i].astype(float), requires_grad=True)
     with _recording(True):

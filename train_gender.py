@@ -250,13 +250,17 @@ def print_report(report: dict[str, Any], test: pd.DataFrame) -> None:
     """The report as a table, then five test rows with their true and predicted incomes."""
     if report["interrupted"]:
         print(f"interrupted in epoch {report['epochs'] + 1}: this is the report so far")
-    print(f"\n{report['epochs']} epochs in {report['seconds']:.2f} s\n")
+    print(f"\n{report['epochs']} epoch{'s' * (report['epochs'] != 1)} in {report['seconds']:.2f} s\n")
     kinds = itertools.product(("train", "test"), ("model", "mean", "least_squares"))
     errors = pd.DataFrame({(part, name): report[name][part] for part, name in kinds}, dtype=float).T
     errors.columns = ["MSE (scaled)", "MAE", "R2"]
-    dollars = "${:,.0f}".format
-    print(errors.to_string(formatters=["{:.6f}".format, dollars, "{:.3f}".format], na_rep="-") + "\n")
+
+    def dollars(amount: float) -> str:
+        return f"{'-' if amount < 0 else ''}${abs(amount):,.0f}"
+
+    print(errors.to_string(formatters=["{:.6g}".format, dollars, "{:.4g}".format], na_rep="-") + "\n")
     show = {"Gender": lambda male: "male" if male else "female", TARGET: dollars, "Predicted": dollars}
+    print("Some rows of the test part:")
     print(test.head().to_string(formatters=show, float_format="{:g}".format, index=False))
 
 
@@ -278,7 +282,7 @@ def job(argv: Sequence[str] | None) -> int:
         for state in itertools.chain([first], states):
             epoch, losses, _ = state
             if not args.json and (epoch % max(1, args.epochs // 10) == 0 or epoch == args.epochs):
-                print("epoch {:5}: training loss {train:.6f}, test loss {test:.6f}".format(epoch, **losses))
+                print("epoch {:5}: training loss {train:.6g}, test loss {test:.6g}".format(epoch, **losses))
     except KeyboardInterrupt:
         interrupted = True
 
@@ -302,8 +306,10 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(description="Predict income from gender, age and height.", allow_abbrev=False)
     source = parser.add_mutually_exclusive_group()
     sources = ["auto", "kaggle", "sample"]
-    source.add_argument("--source", choices=sources, default="auto", help="auto: kaggle, where that fails sample")
-    source.add_argument("--csv", metavar="FILE", help="a CSV file with the columns of the dataset")
+    source.add_argument(
+        "--source", choices=sources, default="auto", help="auto (the default): kaggle, where that fails sample"
+    )
+    source.add_argument("--csv", metavar="FILE", help=f"a file with the columns {', '.join(COLUMNS)}")
     below_1 = math.nextafter(1, 0)
     momentum = number(float, "a number from 0 to below 1", 0, below_1)
     fraction = number(float, "a number between 0 and 1", math.ulp(0), below_1)

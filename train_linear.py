@@ -113,7 +113,7 @@ def parse_table(text: str, name: str, columns: Sequence[str]) -> pd.DataFrame:
         if header.count(column) != 1:
             raise InputError(f"{name} must have one column {column!r}, but its header is {','.join(header)!r:.300}")
     if len(rows) < FEWEST_ROWS:
-        raise InputError(f"{name} has {len(rows)} rows: at least {FEWEST_ROWS} are needed")
+        raise InputError(f"{name} holds {len(rows)} of the at least {FEWEST_ROWS} rows that are needed")
     for line, cells in rows:
         if any(cells[len(header) :]):
             raise InputError(f"{name}, line {line} has more values than the header has names: put quotes around commas")
@@ -126,8 +126,10 @@ def read_text(path: str) -> str:
     """The text of a CSV file."""
     try:
         return Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeError) as error:
-        raise InputError(f"{path} must be a CSV file in UTF-8, but reading it failed: {error}") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+    except UnicodeError as error:
+        raise InputError(f"{path} is not a CSV file in UTF-8: {error}") from None
 
 
 def as_numbers(cells: pd.Series, name: str, words: dict[str, float] | None = None) -> Array:
@@ -176,33 +178,39 @@ def squared_error(w: Tensor, b: Tensor, x: Any, y: Any) -> Tensor:
 
 
 def train(x: Array, y: Array, epochs: int, size: int, lr: float, seed: int) -> Iterator[tuple[Any, ...]]:
-    """Yield (epoch, loss, w, b, steps, seconds) before the first epoch and after each; seconds are the epoch's own.
+    """Yield (epoch, loss, w, b, steps, steps per second) before the first epoch and after each.
 
-    The learning rate falls from lr to lr / epochs, so that noise in the data averages out in the end.
+    The learning rate falls from lr to lr / epochs, so that noise in the data averages out in the end. Ctrl-C ends the
+    epoch early; it goes on from here when what was reached has been yielded.
     """
     rng = np.random.default_rng(seed)
     w, b = Tensor(0.0, requires_grad=True), Tensor(0.0, requires_grad=True)
     optimizer = SGD([w, b], lr=lr)
-    steps, seconds = 0, 0.0
+    steps, speed, interrupted = 0, 0.0, False
     for epoch in range(epochs + 1):
         if epoch:
             optimizer.lr = lr * (1 - (epoch - 1) / epochs)
-            start = time.perf_counter()
-            for x_batch, y_batch in batches(x, y, size, rng):
-                optimizer.zero_grad()
-                squared_error(w, b, x_batch, y_batch).backward()
-                optimizer.step()
-                steps += 1
-            seconds = time.perf_counter() - start
+            start, before = time.perf_counter(), steps
+            try:
+                for x_batch, y_batch in batches(x, y, size, rng):
+                    optimizer.zero_grad()
+                    squared_error(w, b, x_batch, y_batch).backward()
+                    optimizer.step()
+                    steps += 1
+            except KeyboardInterrupt:
+                interrupted = True
+            speed = (steps - before) / (time.perf_counter() - start)
         with no_grad():
             loss = squared_error(w, b, x, y).item()
         if not math.isfinite(loss):
             raise InputError(f"the loss overflowed in epoch {epoch}: try an --lr smaller than {lr:g}")
-        yield epoch, loss, w.item(), b.item(), steps, seconds
+        yield epoch, loss, w.item(), b.item(), steps, speed
+        if interrupted:
+            raise KeyboardInterrupt
 
 
 def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
-    rows = number(int, "an integer from 2 to 1000000000", 2, 10**9)
+    rows = number(int, f"an integer from {FEWEST_ROWS} to 1000000000", FEWEST_ROWS, 10**9)
     parser = Parser(description="Fit y = w * x + b by stochastic gradient descent, one example at a time.")
     parser.add_argument("--rows", type=rows, help="rows to make, y = x - 1 (default 100000)")
     parser.add_argument("--data", metavar="FILE.csv", help="train on a CSV file with the columns x,y instead")
@@ -226,22 +234,23 @@ def job(argv: Sequence[str] | None) -> int:
 
     start, interrupted = time.perf_counter(), False
     states = train(x / x_unit, y / y_unit, options.epochs, options.batch_size, options.lr, options.seed)
-    epoch, loss, w, b, steps, _ = next(states)
+    state = next(states)
     try:
-        for epoch, loss, w, b, steps, seconds in states:
+        for state in states:
+            epoch, loss, w, b, _, speed = state
             if not options.json:
-                speed = steps / epoch / seconds
                 print(f"epoch {epoch:3d}  loss {loss:.3e}  w {w:.6f}  b {b:.8f}  {speed:,.0f} steps/s")
     except KeyboardInterrupt:
         interrupted = True
 
+    epoch, loss, w, b, steps, _ = state
     slope, intercept = w * y_unit / x_unit, b * y_unit
     if options.json:
         report = {"slope": slope, "intercept": intercept, "loss": loss, "rows": len(x), "epochs": epoch, "steps": steps}
         print(json.dumps(report | {"seconds": time.perf_counter() - start, "interrupted": interrupted}))
     else:
         if interrupted:
-            print(f"interrupted: this is the line after epoch {epoch}")
+            print(f"interrupted in epoch {epoch}: this is the line so far")
         print(f"y = {slope:#.7g} x {'-' if intercept < 0 else '+'} {abs(intercept):#.7g}")
     return 130 if interrupted else 0
 
