@@ -546,6 +546,53 @@ def test_graph_is_freed_without_the_garbage_collector():
         gc.enable()
 
 
+def test_large_arrays_that_no_rule_reads_are_not_kept():
+    w, x = leaf(1.0), np.ones(100_000)
+    u = w * x
+    v = u + 1.0
+    h = np.tanh(v)
+    loss = (h * h).mean()
+    kept = {name: weakref.ref(t.data) for name, t in {"u": u, "v": v, "h": h}.items()}
+    del u, v, h
+    assert {name for name, ref in kept.items() if ref() is not None} == {"h"}
+    loss.backward()
+    assert w.grad == pytest.approx(2 * math.tanh(2) / math.cosh(2) ** 2, rel=1e-12)
+
+
+@pytest.mark.parametrize("case", ELEMENTWISE + OTHERS, ids=lambda case: case[0])
+def test_rules_read_no_more_than_their_parameters_say(case, monkeypatch):
+    rng = np.random.default_rng(0)
+    if case in ELEMENTWISE:
+        arrays = [DOMAINS[domain](rng, (3, 2)) for domain in case[1]]
+    else:
+        arrays = [rng.uniform(0.5, 2.0, case[1])]
+    plain = grads(lambda *xs: np.sum(case[2](np, *xs)), *arrays)[1]
+    monkeypatch.setattr(tinygrad_lite, "_LARGE", 0)
+    for found, expected in zip(grads(lambda *xs: np.sum(case[2](np, *xs)), *arrays)[1], plain, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    check_rule(case[2], arrays, rng)
+
+
+@pytest.mark.parametrize("shapes", MATMUL_SHAPES[:11], ids=str)
+def test_matmul_reads_no_more_than_its_parameters_say(shapes, monkeypatch):
+    monkeypatch.setattr(tinygrad_lite, "_LARGE", 0)
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(size=shape) for shape in shapes]
+    check_rule(lambda xp, x, y: x @ y * 1.1, arrays, rng)
+    check_rule(lambda xp, x: x @ arrays[1] * 1.1, arrays[:1], rng)
+    check_rule(lambda xp, y: arrays[0] @ y * 1.1, arrays[1:], rng)
+
+
+@pytest.mark.parametrize("name", [*REDUCTIONS, "index"])
+@pytest.mark.parametrize("axis", [None, 0, (0, 1)])
+def test_reductions_and_indices_read_no_more_than_their_parameters_say(name, axis, monkeypatch):
+    monkeypatch.setattr(tinygrad_lite, "_LARGE", 0)
+    rng = np.random.default_rng(0)
+    x = rng.uniform(0.5, 2.0, (3, 4))
+    function = (lambda xp, x: x[[0, -1, 0]] * 2) if name == "index" else (lambda xp, x: getattr(xp, name)(x * 2, axis))
+    check_rule(function, [x], rng, second=False)
+
+
 def test_gradients_shared_by_two_leaves_are_arrays_of_their_own():
     x, y, g = leaf([1.0, 2.0]), leaf([3.0, 4.0]), np.array([1.0, 1.0])
     (x + y).backward(g)

@@ -22,6 +22,7 @@ SGD, tools. The table is the heart: one row per NumPy function, each rule writte
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import inspect
@@ -73,6 +74,18 @@ class _Node:
         if row is None:
             self.grad = None
 
+    def forget(self):
+        """Keep of the arrays that the rules will not read no more than shape and dtype."""
+        reads = [read for read, parent in zip(self.row.reads, self.parents, strict=False) if parent is not None]
+        keep = [*map(any, itertools.zip_longest(*reads, fillvalue=True)), *[True] * len(self.values)]
+        self.out, *self.values = [
+            value if kept or value.__class__ is not _ndarray else _Shape(value.shape, value.dtype, value.ndim)
+            for value, kept in zip((self.out, *self.values), keep, strict=False)
+        ]
+
+
+_Shape = collections.namedtuple("_Shape", "shape dtype ndim")  # what a node keeps of an array that no rule will read
+
 
 class _Row:
     """A row of the table: a function and one way to differentiate it.
@@ -83,7 +96,7 @@ class _Row:
     that need no ``check`` if they come without options, ``checked`` holds the other ways to call that have passed it.
     """
 
-    __slots__ = ("arity", "checked", "compute", "expression", "function", "vjps")
+    __slots__ = ("arity", "checked", "compute", "expression", "function", "reads", "vjps")
 
     def __init__(self, function):
         self.function = function
@@ -97,6 +110,9 @@ class _Row:
         self.expression: Callable | None = expression
         self.compute: Callable = self.function
         self.arity, self.checked = len(vjps) if all(vjps) else -1, set()
+        # For each rule, which of the result and the arguments it reads: those without an underscore in front.
+        names = [list(inspect.signature(vjp).parameters)[1:] if vjp else [] for vjp in vjps]
+        self.reads = [[not name.startswith("_") for name in rule] for rule in names]
 
     def check(self, nodes, args, options):
         """Refuse what no rule here would see: arguments without a VJP, and options that NumPy has but the rule not."""
@@ -191,7 +207,8 @@ def _explained(function, values, error):
     return ValueError(f"{_name(function)} of shapes {shapes}: {str(error).strip()}")
 
 
-_new, _float64 = object.__new__, np.float64  # looked up once, since every scalar operation needs them
+_new, _float64, _ndarray = object.__new__, np.float64, np.ndarray  # looked up once, as every operation needs them
+_LARGE = 10_000  # elements: below that, an array is not worth forgetting
 
 
 def _wrap(value, node):
@@ -249,7 +266,12 @@ def _apply(function, *args, **options):
     kind = out.dtype.kind
     if kind not in "biuf":
         raise TypeError(_unfit(out.dtype, f"the result of {_name(function)}, a Tensor,"))
-    return _wrap(out, _Node(row, nodes, values, out, options) if recorded and kind == "f" else None)
+    if not recorded or kind != "f":
+        return _wrap(out, None)
+    node = _Node(row, nodes, values, out, options)
+    if values[0].__class__ is _ndarray and values[0].size >= _LARGE:
+        node.forget()
+    return _wrap(out, node)
 
 
 def _operator(function, compute) -> tuple[Callable[[Any, Any], Tensor], Callable[[Any, Any], Tensor]]:
@@ -279,7 +301,10 @@ def _operator(function, compute) -> tuple[Callable[[Any, Any], Tensor], Callable
             return _wrap(out, None)
         if row.arity != 2:
             row.check((x_node, y_node), (x, y), {})
-        return _wrap(out, _Node(row, (x_node, y_node), (x, y), out))
+        node = _Node(row, (x_node, y_node), (x, y), out)
+        if out.__class__ is _ndarray and out.size >= _LARGE:
+            node.forget()
+        return _wrap(out, node)
 
     return forward, lambda y, x: forward(x, y)
 
@@ -605,7 +630,8 @@ def defvjp(function: Callable, *vjps: Callable | None) -> Callable:
     function : a NumPy function, any ufunc, or a plain Python function of arrays.
     vjps : for each positional argument ``vjp(g, out, *arguments, **options)``, or None where there is no derivative.
         ``g`` and ``out``, the result, have the same shape; the VJP may return the shape that broadcasting gave its
-        argument. None alone says that the result is a constant.
+        argument. Where the name of a parameter begins with an underscore, the VJP reads no more of it than shape, ndim
+        and dtype, which saves memory. None alone says that the result is a constant.
 
     Returns
     -------
@@ -654,8 +680,8 @@ def _kept(x, axis):
 
 
 def _count(x, axis):
-    """How many elements of x a reduction over ``axis`` makes one of."""
-    return math.prod([x.shape[a] for a in _axes(x, axis)])
+    """How many elements of x a reduction over ``axis`` makes one of; 1, to divide by, if there are none."""
+    return math.prod([x.shape[a] for a in _axes(x, axis)]) or 1
 
 
 def _spread(g, x, axis):
@@ -680,25 +706,26 @@ def _log_of_base(out, x, y):
     return np.log(np.where((x == 0) & (y >= 0), 1, x))
 
 
-def _matmul_vjp_x(g, out, x, y):
+def _matmul_vjp_x(g, _out, _x, y):
     if y.ndim == 1:
         return g[..., None] * y
-    if x.ndim == 1:
+    if _x.ndim == 1:
         return (y @ g[..., None])[..., 0]
     return g @ y.swapaxes(-1, -2)
 
 
-def _matmul_vjp_y(g, out, x, y):
+def _matmul_vjp_y(g, _out, x, _y):
     if x.ndim == 1:
-        return x[:, None] * g[..., None, :] if y.ndim > 1 else g * x
-    if y.ndim == 1:
+        return x[:, None] * g[..., None, :] if _y.ndim > 1 else g * x
+    if _y.ndim == 1:
         return (x.swapaxes(-1, -2) @ g[..., None])[..., 0]
     return x.swapaxes(-1, -2) @ g
 
 
 def _prod(x, axis=None, *, keepdims=False):
     """A product as a tree of multiplications: no division, so that zeros among the factors do no harm at any order."""
-    axes, n, odd = _axes(x, axis), _count(x, axis), []
+    axes, odd = _axes(x, axis), []
+    n = math.prod([x.shape[a] for a in axes])
     if n == 0:
         return x.sum(axis=axis, keepdims=keepdims) + 1
     rest = [a for a in range(x.ndim) if a not in axes]
@@ -724,7 +751,7 @@ def _freedom(x, axis, ddof):
 def _var(x, axis=None, *, ddof=0, keepdims=False):
     d = _deviations(x, axis)
     var = (d * d).mean(axis=axis, keepdims=keepdims)
-    return var * _count(x, axis) / _freedom(x, axis, ddof) if ddof else var
+    return var / (_freedom(x, axis, ddof) / _count(x, axis)) if ddof else var
 
 
 def _std_vjp(g, out, x, axis=None, *, ddof=0, keepdims=False):
@@ -774,36 +801,36 @@ def _high(a_max):
 
 
 # fmt: off
-defvjp(np.add,       lambda g, out, x, y: g,                          lambda g, out, x, y: g)
-defvjp(np.subtract,  lambda g, out, x, y: g,                          lambda g, out, x, y: -g)
-defvjp(np.multiply,  lambda g, out, x, y: g * y,                      lambda g, out, x, y: g * x)
-defvjp(np.divide,    lambda g, out, x, y: g / y,                      lambda g, out, x, y: -g * out / y)
-defvjp(np.power,     lambda g, out, x, y: g * (y * x ** _less_one(y)),
+defvjp(np.add,       lambda g, _out, _x, _y: g,                       lambda g, _out, _x, _y: g)
+defvjp(np.subtract,  lambda g, _out, _x, _y: g,                       lambda g, _out, _x, _y: -g)
+defvjp(np.multiply,  lambda g, _out, _x, y: g * y,                    lambda g, _out, x, _y: g * x)
+defvjp(np.divide,    lambda g, _out, _x, y: g / y,                    lambda g, out, _x, y: -g * out / y)
+defvjp(np.power,     lambda g, _out, x, y: g * (y * x ** _less_one(y)),
                      lambda g, out, x, y: g * (out * _log_of_base(out, x, y)))
 defvjp(np.matmul,    _matmul_vjp_x,                                   _matmul_vjp_y)
 
-defvjp(np.positive,  lambda g, out, x: g)
-defvjp(np.negative,  lambda g, out, x: -g)
-defvjp(np.absolute,  lambda g, out, x: g * np.sign(x))
-defvjp(np.exp,       lambda g, out, x: g * out)
-defvjp(np.log,       lambda g, out, x: g / x)
-defvjp(np.sqrt,      lambda g, out, x: g / (2 * out))
-defvjp(np.sin,       lambda g, out, x: g * np.cos(x))
-defvjp(np.cos,       lambda g, out, x: -g * np.sin(x))
-defvjp(np.tanh,      lambda g, out, x: g * (1 - out * out))
-relu = defvjp(_relu, lambda g, out, x: np.where(out <= 0, 0, g))
-sigmoid = defvjp(_sigmoid, lambda g, out, x: g * (out * (1 - out)))
-_astype = defvjp(_convert, lambda g, out, x, dtype: g)
+defvjp(np.positive,  lambda g, _out, _x: g)
+defvjp(np.negative,  lambda g, _out, _x: -g)
+defvjp(np.absolute,  lambda g, _out, x: g * np.sign(x))
+defvjp(np.exp,       lambda g, out, _x: g * out)
+defvjp(np.log,       lambda g, _out, x: g / x)
+defvjp(np.sqrt,      lambda g, out, _x: g / (2 * out))
+defvjp(np.sin,       lambda g, _out, x: g * np.cos(x))
+defvjp(np.cos,       lambda g, _out, x: -g * np.sin(x))
+defvjp(np.tanh,      lambda g, out, _x: g * (1 - out * out))
+relu = defvjp(_relu, lambda g, out, _x: np.where(out <= 0, 0, g))
+sigmoid = defvjp(_sigmoid, lambda g, out, _x: g * (out * (1 - out)))
+_astype = defvjp(_convert, lambda g, _out, _x, _dtype: g)
 
 defvjp(np.where,     None,
-                     lambda g, out, condition, x, y: np.where(condition, g, 0),
-                     lambda g, out, condition, x, y: np.where(condition, 0, g))
-defvjp(np.clip,      lambda g, out, x, a_min, a_max: np.where((x >= _low(a_min)) & (x <= _high(a_max)), g, 0),
-                     lambda g, out, x, a_min, a_max: np.where((x < a_min) & (a_min < _high(a_max)), g, 0),
-                     lambda g, out, x, a_min, a_max: np.where((x > a_max) | (a_max < _low(a_min)), g, 0))
+                     lambda g, _out, condition, _x, _y: np.where(condition, g, 0),
+                     lambda g, _out, condition, _x, _y: np.where(condition, 0, g))
+defvjp(np.clip,      lambda g, _out, x, a_min, a_max: np.where((x >= _low(a_min)) & (x <= _high(a_max)), g, 0),
+                     lambda g, _out, x, a_min, a_max: np.where((x < a_min) & (a_min < _high(a_max)), g, 0),
+                     lambda g, _out, x, a_min, a_max: np.where((x > a_max) | (a_max < _low(a_min)), g, 0))
 
-defvjp(np.sum,       lambda g, out, x, axis=None, *, keepdims=False: _spread(g, x, axis))
-defvjp(np.mean,      lambda g, out, x, axis=None, *, keepdims=False: _spread(g * (1 / (_count(x, axis) or 1)), x, axis))
+defvjp(np.sum,       lambda g, _out, _x, axis=None, *, keepdims=False: _spread(g, _x, axis))
+defvjp(np.mean,      lambda g, _out, _x, axis=None, *, keepdims=False: _spread(g * (1 / _count(_x, axis)), _x, axis))
 defvjp(np.max,       _share)
 defvjp(np.min,       _share)
 defvjp(np.amax,      _share)  # another function object than np.max, and kept for older code
@@ -812,14 +839,14 @@ defvjp(np.std,       _std_vjp)
 _express(np.var,     _var)
 _express(np.prod,    _prod)
 
-defvjp(np.reshape,      lambda g, out, x, shape: g.reshape(x.shape))
-defvjp(np.ravel,        lambda g, out, x: g.reshape(x.shape))
-defvjp(np.squeeze,      lambda g, out, x, axis=None: g.reshape(x.shape))
-defvjp(np.transpose,    lambda g, out, x, axes=None: g.transpose(_inverse(axes)))
-defvjp(np.swapaxes,     lambda g, out, x, axis1, axis2: g.swapaxes(axis1, axis2))
-defvjp(np.broadcast_to, lambda g, out, x, shape: g)
-_scatter = defvjp(_add_at, lambda g, out, values, index, shape: g[index])
-defvjp(operator.getitem, lambda g, out, x, index: _scatter(g, index, x.shape))
+defvjp(np.reshape,      lambda g, _out, _x, shape: g.reshape(_x.shape))
+defvjp(np.ravel,        lambda g, _out, _x: g.reshape(_x.shape))
+defvjp(np.squeeze,      lambda g, _out, _x, axis=None: g.reshape(_x.shape))
+defvjp(np.transpose,    lambda g, _out, _x, axes=None: g.transpose(_inverse(axes)))
+defvjp(np.swapaxes,     lambda g, _out, _x, axis1, axis2: g.swapaxes(axis1, axis2))
+defvjp(np.broadcast_to, lambda g, _out, _x, shape: g)
+_scatter = defvjp(_add_at, lambda g, _out, _values, index, shape: g[index])
+defvjp(operator.getitem, lambda g, _out, _x, index: _scatter(g, index, _x.shape))
 
 # The methods begin in half the time of the functions, and a number is its own sum and mean.
 _table[np.sum].compute = lambda x, axis=None, **keep: x.sum(axis, **keep) if x.ndim or axis is not None else +x
