@@ -477,10 +477,11 @@ class Tensor:
             if gradient.shape != value.shape:
                 raise ValueError(f"backward() of shape {value.shape} got a gradient of shape {gradient.shape}")
             gradient = gradient.astype(value.dtype)
-        if create_graph and not isinstance(gradient, Tensor):
-            gradient = _wrap(gradient, None)
-        with _recording(True) if create_graph else contextlib.nullcontext():
-            _backward(self._node, gradient, create_graph)
+        if create_graph:
+            with _recording(True):
+                _backward(self._node, gradient if isinstance(gradient, Tensor) else _wrap(gradient, None), True)
+        else:
+            _backward(self._node, gradient, False)
 
     def detach(self) -> Tensor:
         """A Tensor of the same data, without copying, that requires no gradient."""
