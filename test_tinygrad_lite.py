@@ -1575,7 +1575,7 @@ REAL_CSV = HERE.parent / "shared" / "data" / "gender.csv"  # absent on most mach
 COLUMNS = ["Gender", "Age", "Height (cm)", "Income (USD)"]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def kaggle_is_this_machine(tmp_path, monkeypatch):
     """kagglehub talks to localhost:7777, knows no credentials, and keeps its cache in a temporary folder."""
     for name in [
@@ -1590,7 +1590,7 @@ def kaggle_is_this_machine(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def gender(capsys):
+def gender(capsys, kaggle_is_this_machine):
     """Runs train_gender.main in process: exit status, standard output, standard error."""
 
     def run(*argv):
@@ -1601,7 +1601,7 @@ def gender(capsys):
 
 
 @pytest.fixture
-def no_kagglehub(tmp_path, monkeypatch):
+def no_kagglehub(tmp_path, monkeypatch, kaggle_is_this_machine):
     """kagglehub cannot be imported."""
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "kagglehub.py").write_text("raise ImportError('no\\nwheel')")
