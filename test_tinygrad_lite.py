@@ -34,7 +34,7 @@ import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import array_shapes, mutually_broadcastable_shapes
+from hypothesis.extra.numpy import array_shapes, basic_indices, integer_array_indices, mutually_broadcastable_shapes
 
 import tinygrad_lite
 import train_gender
@@ -277,6 +277,40 @@ def test_matmul_agrees_with_differences_for_all_pairs_of_ranks(shapes):
     arrays = [rng.normal(size=shape) for shape in shapes]
     check_rule(lambda xp, x, y: x @ y, arrays, rng, second=all(a.size for a in arrays))
     np.testing.assert_array_equal((Tensor(arrays[0]) @ arrays[1]).data, arrays[0] @ arrays[1])
+
+
+@given(
+    shapes=mutually_broadcastable_shapes(signature=np.matmul.signature, max_dims=2, max_side=3, min_side=1), seed=SEEDS
+)
+def test_matmul_agrees_with_differences_for_random_shapes(shapes, seed):
+    rng = np.random.default_rng(seed)
+    arrays = [rng.normal(size=shape) for shape in shapes.input_shapes]
+    check_rule(lambda xp, x, y: xp.matmul(x, y), arrays, rng)
+
+
+@given(data=st.data(), shape=array_shapes(max_dims=3, max_side=4), seed=SEEDS)
+def test_indexing_agrees_with_differences_for_random_indices(data, shape, seed):
+    index = data.draw(
+        basic_indices(shape, allow_newaxis=True)
+        | integer_array_indices(shape, result_shape=array_shapes(max_dims=2, max_side=3))
+        | st.integers(0, 2**16).map(lambda bits: np.random.default_rng(bits).random(shape) < 0.5)
+    )
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=shape)
+    check_rule(lambda xp, x: x[index] * 1.5, [x], rng)
+    arrays = isinstance(index, tuple) and any(isinstance(i, np.ndarray) for i in index)
+    leaf_index = tuple(map(Tensor, index)) if arrays else index
+    np.testing.assert_array_equal(leaf(x)[leaf_index].data, x[index])
+
+
+@given(data=st.data(), shape=array_shapes(min_dims=0, max_dims=4, max_side=3), seed=SEEDS)
+def test_transposes_and_reshapes_agree_with_differences_for_random_axes(data, shape, seed):
+    axes = tuple(data.draw(st.permutations(range(len(shape)))))
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=shape)
+    weights = rng.normal(size=x.transpose(axes).shape)
+    check_rule(lambda xp, x: xp.transpose(x, axes) * weights, [x], rng)
+    check_rule(lambda xp, x: xp.reshape(xp.transpose(x, axes), -1) * weights.ravel(), [x], rng)
 
 
 def test_every_row_of_the_table_has_a_case():
@@ -767,6 +801,14 @@ def test_data_is_always_an_array_with_numpys_dtype(data):
 def test_arrays_are_not_copied():
     for array in (np.arange(3.0), np.array(2.0), np.arange(6.0)[::2], np.asfortranarray(np.ones((2, 3)))):
         assert Tensor(array).data is array
+
+
+def test_numbers_are_computed_with_as_numpy_scalars_until_somebody_looks():
+    for number in (2.0, np.float64(2.0)):
+        t = Tensor(number)
+        assert type(t._value) is type((t * t)._value) is np.float64
+        assert type(t.data) is type(t._value) is np.ndarray
+        assert type((t * t)._value) is np.float64
 
 
 def test_changes_of_a_number_in_place_are_seen():

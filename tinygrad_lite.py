@@ -177,16 +177,13 @@ def _as_value(data):
         if data._node is not None:
             raise TypeError("a Tensor made of a Tensor would lose its gradient: use it as it is, or its .detach()")
         return data._value
-    if isinstance(data, np.ndarray):
-        if data.__class__ is not np.ndarray and isinstance(data, np.ma.MaskedArray):
-            raise TypeError("a Tensor of a masked array would lose the mask: fill it first, with data.filled(value)")
-        value = np.asarray(data)
-    else:
-        answers = hasattr(type(data), "__array_function__") and hasattr(type(data), "__array_ufunc__")
-        value = data if answers else np.asarray(data)
+    is_array = hasattr(type(data), "__array_function__") and hasattr(type(data), "__array_ufunc__")
+    if isinstance(data, np.ndarray) and type(data) is not np.ndarray and isinstance(data, np.ma.MaskedArray):
+        raise TypeError("a Tensor of a masked array would lose the mask: fill it first, with data.filled(value)")
+    value = data if is_array and not isinstance(data, np.ndarray) else np.asarray(data)
     if value.dtype.kind not in "biuf":
         raise TypeError(_unfit(value.dtype, "a Tensor"))
-    return value if value.ndim or hasattr(data, "ndim") else value[()]
+    return value if is_array or value.ndim else value[()]
 
 
 def _unfit(dtype, what):
@@ -257,7 +254,7 @@ def _apply(function, *args, **options):
         out = row.compute(*values, **options) if recorded else function(*values, **options)
     except ValueError as error:
         raise _explained(function, values, error) from None
-    if recorded and isinstance(out, float):
+    if recorded and out.__class__ is float:
         out = _float64(out)
     if not hasattr(out, "dtype"):
         if recorded:
