@@ -41,8 +41,6 @@ from numpy.lib.array_utils import normalize_axis_tuple
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-    Axis = int | tuple[int, ...] | None
-
 __all__ = ["SGD", "Tensor", "defvjp", "gradcheck", "no_grad", "relu", "sigmoid"]
 __version__ = "0.1.0"
 
@@ -100,9 +98,9 @@ class _Row:
 
     def __init__(self, function):
         self.function = function
-        self.set()
+        self.define()
 
-    def set(self, vjps=(), expression=None):
+    def define(self, vjps=(), expression=None):
         for vjp in vjps:
             if vjp is not None and not callable(vjp):
                 raise TypeError(f"a rule of {_name(self.function)} must be a function or None, not {vjp!r}")
@@ -178,6 +176,7 @@ def _as_value(data):
             raise TypeError("a Tensor made of a Tensor would lose its gradient: use it as it is, or its .detach()")
         return data._value
     is_array = hasattr(type(data), "__array_function__") and hasattr(type(data), "__array_ufunc__")
+    # Only a subclass is asked, because NumPy imports its ma when somebody names it.
     if isinstance(data, np.ndarray) and type(data) is not np.ndarray and isinstance(data, np.ma.MaskedArray):
         raise TypeError("a Tensor of a masked array would lose the mask: fill it first, with data.filled(value)")
     value = data if is_array and not isinstance(data, np.ndarray) else np.asarray(data)
@@ -200,7 +199,7 @@ def _as_operand(data):
 
 def _explained(function, values, error):
     """NumPy's ValueError with the operation and the shapes that it met."""
-    shapes = " and ".join(str(np.shape(value)) for value in values if hasattr(value, "shape"))
+    shapes = " and ".join(str(value.shape) for value in values if hasattr(value, "shape"))
     return ValueError(f"{_name(function)} of shapes {shapes}: {str(error).strip()}")
 
 
@@ -512,10 +511,10 @@ class Tensor:
         return bool(self._value)
 
     def __float__(self) -> float:
-        return float(self._constant("a Python number", "np. functions, not math's, or take .item()"))
+        return float(self._constant("a Python number", "np. functions, not math's, or .item()"))
 
     def __int__(self) -> int:
-        return int(self._constant("a Python number", "np. functions, not math's, or take .item()"))
+        return int(self._constant("a Python number", "np. functions, not math's, or .item()"))
 
     def __index__(self) -> int:
         if self.ndim or self.dtype.kind not in "iu":
@@ -523,7 +522,7 @@ class Tensor:
         return int(self._value)
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray:
-        value = self._constant("a NumPy array", "np. functions of it (with pandas, Tensor(df) @ t), or take .detach()")
+        value = self._constant("a NumPy array", "np. functions (with pandas, Tensor(df) @ t), .item() or .detach()")
         return np.array(value, dtype) if copy else np.asarray(value, dtype)
 
     def _constant(self, what, advice):
@@ -646,7 +645,7 @@ def defvjp(function: Callable, *vjps: Callable | None) -> Callable:
             f"defvjp takes a function and a rule for each of its arguments, not {function!r} and {len(vjps)}"
         )
     row = _table.setdefault(function, _Row(function))
-    row.set(vjps)
+    row.define(vjps)
     if isinstance(function, np.ufunc) or hasattr(function, "_implementation"):
         return function
 
@@ -662,7 +661,7 @@ def defvjp(function: Callable, *vjps: Callable | None) -> Callable:
 
 def _express(function, expression):
     """Say a function in other functions of the table, for Tensors that require gradients."""
-    _table.setdefault(function, _Row(function)).set(expression=expression)
+    _table.setdefault(function, _Row(function)).define(expression=expression)
 
 
 def _axes(x, axis):

@@ -180,8 +180,8 @@ def squared_error(w: Tensor, b: Tensor, x: Any, y: Any) -> Tensor:
 def train(x: Array, y: Array, epochs: int, size: int, lr: float, seed: int) -> Iterator[tuple[Any, ...]]:
     """Yield (epoch, loss, w, b, steps, steps per second) before the first epoch and after each.
 
-    The learning rate falls from lr to lr / epochs, so that noise in the data averages out in the end. Ctrl-C ends the
-    epoch early; it goes on from here when what was reached has been yielded.
+    The learning rate falls from lr to lr / epochs, so that noise in the data averages out in the end. After
+    Ctrl-C within an epoch it yields what was reached, and then raises the KeyboardInterrupt.
     """
     rng = np.random.default_rng(seed)
     w, b = Tensor(0.0, requires_grad=True), Tensor(0.0, requires_grad=True)
@@ -230,7 +230,7 @@ def job(argv: Sequence[str] | None) -> int:
         try:
             pd.DataFrame({"x": x, "y": y}).to_csv(options.save_data, index=False)
         except OSError as error:
-            raise InputError(f"{options.save_data} cannot be written: {error}") from None
+            raise InputError(f"{options.save_data} cannot be written: {error.strerror or error}") from None
 
     start, interrupted = time.perf_counter(), False
     states = train(x / x_unit, y / y_unit, options.epochs, options.batch_size, options.lr, options.seed)
