@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import copy
 import doctest
+import fcntl
+import functools
 import gc
 import hashlib
 import http.server
+import inspect
+import itertools
 import json
 import math
 import operator
@@ -19,8 +24,10 @@ import site
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+import tracemalloc
 import warnings
 import weakref
 from base64 import b64encode
@@ -29,17 +36,35 @@ from typing import Any
 
 import autograd
 import autograd.numpy as anp
+import cloudpickle
+import dask
+import dask.array as da
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.special
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, basic_indices, integer_array_indices, mutually_broadcastable_shapes
+from numpy.testing.overrides import get_overridable_numpy_array_functions, get_overridable_numpy_ufuncs
 
 import tinygrad_lite
 import train_gender
 import train_linear
-from tinygrad_lite import SGD, Tensor, defvjp, gradcheck, no_grad, relu, sigmoid
+from tinygrad_lite import (
+    SGD,
+    Tensor,
+    defvjp,
+    grad,
+    gradcheck,
+    hessian,
+    jacobian,
+    jvp,
+    no_grad,
+    relu,
+    sigmoid,
+    value_and_grad,
+)
 
 settings.register_profile("suite", deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
 settings.load_profile("suite")
@@ -61,100 +86,499 @@ def grads(f: Any, *arrays: Any, weights: Any = None) -> tuple[Any, list[Any]]:
 
 
 # --- The rules --------------------------------------------------------------------------------------------------------
-# Each case calls one row of the table, on NumPy, on Tensors and, through autograd's own NumPy, on the second engine.
-# A domain says where random arguments are drawn from, away from the kinks, which have tests of their own.
+# The catalogue: NumPy's name of a function, and calls of it. Each call is made on NumPy, on Tensors and, through
+# autograd's own NumPy, on the second engine. A domain says where random arguments are drawn from, away from the kinks,
+# which have tests of their own.
 
 DOMAINS = {
     "any": lambda rng, shape: rng.uniform(0.2, 2.0, shape) * rng.choice([-1, 1], shape),
     "positive": lambda rng, shape: rng.uniform(0.3, 2.0, shape),
+    "inside": lambda rng, shape: rng.uniform(0.1, 0.8, shape) * rng.choice([-1, 1], shape),
+    "above 1": lambda rng, shape: rng.uniform(1.2, 3.0, shape),
+    "dividend": lambda rng, shape: rng.uniform(4.5, 5.9, shape) * rng.choice([-1, 1], shape),  # floors 2 and -3 with
+    "divisor": lambda rng, shape: rng.uniform(2.0, 2.2, shape),
+    "matrix": lambda rng, shape: rng.uniform(-1, 1, shape) + 3 * np.eye(*shape[-2:]),  # one to invert
+    "int": lambda rng, shape: rng.integers(1, 4, shape),
+    "bool": lambda rng, shape: rng.random(shape) < 0.5,
 }
 
 
-def elementwise(name: str, *domains: str) -> Any:
-    return name, domains, lambda xp, *args: getattr(xp, name)(*args)
+class A:
+    """A random array in a call, to differentiate by if its domain is one of floats."""
+
+    def __init__(self, *shape: int, of: str = "any"):
+        self.shape, self.domain = shape, of
+
+    def __repr__(self) -> str:
+        return f"{self.domain}{self.shape}"
 
 
-ELEMENTWISE = [
-    ("add", ("any", "any"), lambda xp, x, y: x + y),
-    ("subtract", ("any", "any"), lambda xp, x, y: x - y),
-    ("multiply", ("any", "any"), lambda xp, x, y: x * y),
-    ("divide", ("any", "any"), lambda xp, x, y: x / y),
-    ("power", ("positive", "any"), lambda xp, x, y: x**y),
-    ("negative", ("any",), lambda xp, x: -x),
-    ("positive", ("any",), lambda xp, x: +x if isinstance(x, Tensor) else 1 * x),
-    ("absolute", ("any",), lambda xp, x: abs(x)),
-    ("power", ("any",), lambda xp, x: x**3),
-    ("power", ("any",), lambda xp, x: x**-2),
-    ("power", ("any",), lambda xp, x: 1.5**x),
-    elementwise("add", "any", "any"),
-    elementwise("multiply", "any", "any"),
-    elementwise("power", "positive", "any"),
-    elementwise("exp", "any"),
-    elementwise("log", "positive"),
-    elementwise("sqrt", "positive"),
-    elementwise("sin", "any"),
-    elementwise("cos", "any"),
-    elementwise("tanh", "any"),
-    ("where", ("any", "any"), lambda xp, x, y: xp.where(x > y, x * 3, y * 2)),
-    ("clip", ("any",), lambda xp, x: xp.clip(x, -0.9, 1.1)),
-    ("_relu", ("any",), lambda xp, x: relu(x) if xp is np else xp.maximum(x, 0)),
-    ("_sigmoid", ("any",), lambda xp, x: sigmoid(x) if xp is np else 1 / (1 + xp.exp(-x))),
-    ("_convert", ("any",), lambda xp, x: (x.astype(np.float64) if isinstance(x, Tensor) else x) * 1.0),
-]
+def tree_map(function: Any, tree: Any) -> Any:
+    """The function of every leaf of nested lists, tuples and dicts."""
+    if isinstance(tree, dict):
+        return {key: tree_map(function, item) for key, item in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        items = [tree_map(function, item) for item in tree]
+        return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
+    return function(tree)
+
+
+def tree_leaves(tree: Any) -> list[Any]:
+    leaves: list[Any] = []
+    tree_map(leaves.append, tree)
+    return leaves
+
+
+def is_float(x: Any) -> bool:
+    return getattr(x, "dtype", np.dtype(int)).kind == "f"
+
+
+class Call:
+    """The arguments of a call, which may have arrays to be drawn, A(...), in them, also within lists and tuples."""
+
+    second = True
+
+    def __init__(self, *args: Any, **options: Any):
+        self.arguments = args, options
+        self.drawn = [x for x in tree_leaves(self.arguments) if isinstance(x, A)]
+
+    def draw(self, seed: int = 0) -> list[Any]:
+        rng = np.random.default_rng(seed)
+        return [np.asarray(DOMAINS[x.domain](rng, x.shape)) for x in self.drawn]
+
+    def filled(self, arrays: Any) -> tuple[Any, Any]:
+        each = iter(arrays)
+        return tree_map(lambda x: next(each) if isinstance(x, A) else x, self.arguments)
+
+    def of(self, function: Any, arrays: Any) -> Any:
+        args, options = self.filled(arrays)
+        return function(*args, **options)
+
+    def cast(self, dtype: Any) -> Call:
+        """The same call with its constant arrays of floats converted."""
+        args, options = tree_map(lambda x: x.astype(dtype) if is_float(x) else x, self.arguments)
+        return Call(*args, **options)
+
+    def __repr__(self) -> str:
+        args, options = tree_map(lambda x: f"{x.dtype}{x.shape}" if isinstance(x, np.ndarray) else x, self.arguments)
+        return ", ".join([*map(repr, args), *(f"{key}={value!r}" for key, value in options.items())])
+
+
+class Own(Call):
+    """A call that the second engine does not know, or differentiates wrongly."""
+
+    second = False
+
+
+def since(release: str, *calls: Call) -> tuple[Call, ...]:
+    return calls if np.lib.NumpyVersion(np.__version__) >= release else ()
+
+
+def before(release: str, *calls: Call) -> tuple[Call, ...]:
+    return () if since(release, *calls) else calls
+
+
+ELEMENTWISE = {
+    **dict.fromkeys(["add", "subtract", "multiply", "divide", "maximum", "minimum", "fmax", "fmin"], ("any", "any")),
+    **dict.fromkeys(["hypot", "arctan2", "logaddexp", "logaddexp2"], ("any", "any")),
+    **dict.fromkeys(["positive", "negative", "absolute", "fabs", "cbrt", "square", "reciprocal"], ("any",)),
+    **dict.fromkeys(["exp", "exp2", "expm1", "sin", "cos", "arctan", "sinh", "cosh", "tanh", "arcsinh"], ("any",)),
+    **dict.fromkeys(["deg2rad", "radians", "rad2deg", "degrees", "nan_to_num", "relu", "sigmoid"], ("any",)),
+    **dict.fromkeys(["sqrt", "log", "log2", "log10", "log1p"], ("positive",)),
+    **dict.fromkeys(["tan", "arcsin", "arccos", "arctanh"], ("inside",)),
+    "power": ("positive", "any"),
+    "remainder": ("dividend", "divisor"),
+    "arccosh": ("above 1",),
+    "where": ("bool", "any", "any"),
+    "clip": ("any", "inside", "above 1"),
+}
+BINARY = [name for name, domains in ELEMENTWISE.items() if len(domains) == 2]
+ALONE = {"fmax", "fmin", "hypot", "cbrt", "where", "clip"}  # the second engine has not, or not with broadcasting
+SHAPES: dict[int, list[Any]] = {
+    1: [((),), ((3,),), ((1, 2),), ((0, 2),)],
+    2: [((), ()), ((), (3,)), ((2, 1), (1, 3)), ((3,), (2, 3)), ((0,), (1,)), ((2, 0), (2, 1))],
+    3: [((), (), ()), ((3,), (), (2, 1)), ((2, 1), (1, 3), (3,)), ((1,), (0,), ())],
+}
+
+
+def elementwise(name: str, *domains: str) -> list[Call]:
+    make = Own if name in ALONE else Call
+    calls = [make(*[A(*s, of=d) for s, d in zip(shapes, domains, strict=True)]) for shapes in SHAPES[len(domains)]]
+    if name in BINARY:  # beside constants of every kind
+        first, second = [A(2, 3, of=domain) for domain in domains]
+        others: list[Any] = [2, True, np.float32(1.5), np.array([1, 2, 3]), np.array([[True], [True]])]
+        others = others[:-1] if name == "power" else others  # x**y of booleans y has a derivative in float64
+        calls += [Own(first, other) for other in others] + [Own(other, second) for other in others]
+    return calls
+
 
 REDUCTIONS = ["sum", "mean", "max", "min", "prod", "var", "std"]
-
-OTHERS = [
-    ("reshape", (2, 3, 2), lambda xp, x: xp.reshape(x, (4, -1)) * np.arange(12.0).reshape(4, 3)),
-    ("ravel", (2, 3), lambda xp, x: xp.ravel(x) * np.arange(6.0)),
-    ("transpose", (2, 3, 4), lambda xp, x: xp.transpose(x) * np.arange(24.0).reshape(4, 3, 2)),
-    ("transpose", (2, 3, 4), lambda xp, x: xp.transpose(x, (1, 2, 0)) * np.arange(24.0).reshape(3, 4, 2)),
-    ("swapaxes", (2, 3, 4), lambda xp, x: xp.swapaxes(x, 0, -1) * np.arange(24.0).reshape(4, 3, 2)),
-    ("squeeze", (1, 3, 1), lambda xp, x: xp.squeeze(x) * np.arange(3.0)),
-    ("squeeze", (1, 3, 1), lambda xp, x: xp.squeeze(x, axis=0) * np.arange(3.0)[:, None]),
-    ("broadcast_to", (3, 1), lambda xp, x: xp.broadcast_to(x, (3, 4)) * np.arange(12.0).reshape(3, 4)),
-    ("amax", (3, 4), lambda xp, x: xp.amax(x, axis=0)),
-    ("amin", (3, 4), lambda xp, x: xp.amin(x, axis=0)),
+REDUCED: list[Any] = [
+    ((), {}),
+    ((), {"axis": ()}),
+    ((4,), {}),
+    ((4,), {"axis": 0}),
+    ((2, 3), {}),
+    ((2, 3), {"keepdims": True}),
+    ((2, 3), {"axis": 0, "keepdims": False}),
+    ((2, 3), {"axis": -1, "keepdims": True}),
+    ((2, 3), {"axis": (1,)}),
+    ((2, 3), {"axis": (0, 1), "keepdims": True}),
+    ((2, 2, 3), {"axis": (0, -1)}),
+    ((2, 2, 3), {"axis": (-1, 0), "keepdims": True}),
+    ((2, 2, 3), {"axis": (0, 2, 1)}),
+    ((2, 3), {"axis": ()}),
+    ((2, 3), {"axis": (), "keepdims": True}),
+    ((1, 3), {"axis": 0}),
 ]
+
+
+def reduction(make: type[Call]) -> list[Call]:
+    """Calls over all kinds of axes; the second engine knows no () and not all tuples."""
+    return [(Own if isinstance(o.get("axis"), tuple) else make)(A(*shape), **o) for shape, o in REDUCED]
+
+
+T3 = (2, 3, 2)
+X, V, S, N = A(2, 3), A(3), A(), A(*T3)  # a matrix, a vector, a number, more axes
+M, MM = A(3, 3, of="matrix"), A(2, 3, 3, of="matrix")
+ONES, INTS, LIST = np.ones((2, 3)), np.arange(6).reshape(2, 3), [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]
 
 INDICES: list[Any] = [
-    1,
-    -1,
-    (0, 2),
-    slice(None, None, 2),
-    slice(None, None, -1),
-    (slice(None), None, slice(1, 3)),
-    Ellipsis,
-    (Ellipsis, 1),
-    None,
-    (),
-    [2, 0, 2],
-    (np.array([0, 0, 1]), np.array([1, 1, -1])),
-    (slice(None), [3, 3, 3]),
-    np.array([[0, 1], [1, 1]]),
-    np.array([True, False, True]),
-    np.arange(12).reshape(3, 4) % 2 == 0,
-    (np.array([True, False, True]), 1),
-    np.zeros((3, 4), bool),
-    slice(0, 0),
+    *[1, -1, (0, 2), slice(None, None, 2), slice(None, None, -1), (slice(None), None, slice(1, 3)), Ellipsis],
+    *[(Ellipsis, 1), None, (), [2, 0, 2], (np.array([0, 0, 1]), np.array([1, 1, -1])), (slice(None), [3, 3, 3])],
+    *[np.array([[0, 1], [1, 1]]), np.array([True, False, True]), np.arange(12).reshape(3, 4) % 2 == 0],
+    *[(np.array([True, False, True]), 1), np.zeros((3, 4), bool), slice(0, 0), np.int64(1), True],
+]
+MATMUL_SHAPES: list[Any] = [
+    *[((3,), (3,)), ((3,), (3, 2)), ((2, 3), (3,)), ((2, 3), (3, 4)), ((1, 3), (3, 1)), ((3,), (5, 3, 2))],
+    *[((5, 2, 3), (3,)), ((5, 2, 3), (3, 4)), ((2, 3), (5, 3, 4)), ((5, 1, 2, 3), (4, 3, 2)), ((1, 2, 3), (4, 3, 1))],
+    *[((0, 3), (3, 2)), ((2, 0), (0, 3)), ((0,), (0,))],
 ]
 
-MATMUL_SHAPES = [
-    ((3,), (3,)),
-    ((3,), (3, 2)),
-    ((2, 3), (3,)),
-    ((2, 3), (3, 4)),
-    ((1, 3), (3, 1)),
-    ((3,), (5, 3, 2)),
-    ((5, 2, 3), (3,)),
-    ((5, 2, 3), (3, 4)),
-    ((2, 3), (5, 3, 4)),
-    ((5, 1, 2, 3), (4, 3, 2)),
-    ((1, 2, 3), (4, 3, 1)),
-    ((0, 3), (3, 2)),
-    ((2, 0), (0, 3)),
-    ((0,), (0,)),
-]
+CATALOGUE: dict[str, list[Call]] = {name: elementwise(name, *domains) for name, domains in ELEMENTWISE.items()}
+CATALOGUE |= {name: reduction(Call) for name in ("mean", "max", "min")}
+CATALOGUE |= {name: [*reduction(Call), Own(A(0, 2)), Own(A(0, 2), axis=0)] for name in ("sum", "prod")}
+CATALOGUE |= {
+    # Reductions and what accumulates.
+    "amax": [Call(X), Call(X, 0), Call(X, axis=-1, keepdims=True)],
+    "amin": [Call(X), Call(X, 0), Call(X, axis=-1, keepdims=True)],
+    "ptp": reduction(Own),
+    "var": [*reduction(Call), Call(X, axis=1, ddof=1), Own(X, ddof=0.5), Own(N, (0, -1), ddof=1, keepdims=True)],
+    "std": [*reduction(Call), Call(X, axis=1, ddof=1), Own(X, ddof=0.5), Own(N, (0, -1), ddof=1, keepdims=True)],
+    "median": [*reduction(Own), Own(A(5)), Own(A(2, 5), axis=1), Own(A(3, 3), 0)],
+    "average": [
+        *reduction(Own),
+        *[Own(X, weights=w) for w in (A(2, 3, of="positive"), ONES, INTS)],
+        Own(A(4), weights=[1, 2, 3, 4]),
+        Own(X, 1, A(3, of="positive")),
+        Own(X, -1, A(2, 3, of="positive")),
+        Own(X, 0, [1.0, 3.0], keepdims=True),
+        Own(N, (0, 2), A(2, 2, of="positive")),
+        Own(N, (2, 0), np.array([[1, 2], [3, 5]])),
+        Own(np.arange(3.0), weights=A(3, of="positive")),
+        Own([1, 2, 3], None, A(3, of="positive")),
+    ],
+    "cumsum": [Call(X), Call(X, 0), Call(X, axis=-1), Call(A(4)), Own(S), Call(N, 1), Own(A(0, 2), axis=0)],
+    "cumprod": [Own(X), Own(X, 0), Own(X, axis=-1), Own(A(5)), Own(S), Own(N, 1), Own(A(0, 2), axis=0), Own(A(2, 0))],
+    "diff": [
+        *[Call(A(5)), Call(X), Call(X, 1, 0), Call(X, n=2, axis=-1), Own(X, 0), Own(A(4), 4)],
+        Own(N, n=2, axis=-2),
+    ],
+    # What is limited, sorted and picked.
+    "clip": [
+        *elementwise("clip", *ELEMENTWISE["clip"]),
+        *[Call(X, -0.9, 1.1), Own(X, None, 1.1), Own(X, a_min=-0.9, a_max=None), Own(X, a_min=-1, a_max=1.5)],
+        *[Own(X, -INTS - 0.1, ONES), Own(ONES, A(3, of="inside"), 2.5), Own(INTS, S, A(3, of="above 1"))],
+        *since("2.1.0", Own(X, min=-0.9), Own(X, max=A(3, of="above 1")), Own(X, min=A(2, 1, of="inside"), max=1.1)),
+    ],
+    "nan_to_num": [
+        *elementwise("nan_to_num", "any"),
+        *[Own(X, nan=1.0), Own(X, posinf=2.0, neginf=-3.0), Own(S, nan=2)],
+    ],
+    "sort": [Call(A(5)), Own(X, 0), Own(X, axis=1), Own(X, None), Own(N, -2), Own(A(4), kind="stable"), Own(A(0))],
+    "take": [
+        *[Own(X, 4), Own(X, [0, -1, 0]), Own(X, INTS), Own(X, 1, 0), Own(X, indices=[2, 0, 2], axis=1)],
+        *[Own(X, [[0, 1], [1, 1]], axis=0), Own(N, 1, axis=-2), Own(A(4), np.array([], int)), Own(S, 0)],
+    ],
+    "take_along_axis": [
+        *[Own(X, np.array([[0], [2]]), 1), Own(X, INTS % 2, axis=0), Own(X, INTS % 3, -1), Own(X, INTS[0], None)],
+        Own(X, indices=np.array([[1, 1, 0]]), axis=-2),
+    ],
+    "repeat": [
+        *[Call(X, 2), Call(X, 2, 0), Call(A(3), repeats=3, axis=0), Own(X, repeats=2, axis=-1), Own(S, 3), Own(X, 0)],
+        *[Own(X, [1, 0, 2], axis=1), Own(X, np.array([2, 1]), 0), Own(X, [2], axis=1)],
+    ],
+    "getitem": [Call(A(3, 4), index) for index in INDICES],
+    # Shapes.
+    "reshape": [
+        *[Call(N, (4, 3)), Call(X, -1), Call(X, (3, -1)), Call(S, (1, 1)), Call(A(1), ()), Own(A(0, 2), (3, 0))],
+        *since("2.1.0", Own(N, shape=(4, -1)), Own(X, shape=6), Own(X, (3, 2), copy=None)),
+        *before("2.1.0", Own(N, newshape=(4, -1)), Own(X, newshape=6)),
+    ],
+    "ravel": [Call(X), Call(S), Call(N), Call(A(3)), Own(A(0, 2)), Call(X, order="C")],
+    "squeeze": [
+        *[Call(A(1, 3, 1)), Call(A(1, 3, 1), 0), Call(A(1, 3, 1), axis=-1), Call(A(1, 3, 1), (0, 2)), Call(S)],
+        *[Call(A(1, 1)), Call(A(1, 3), axis=())],
+    ],
+    "expand_dims": [Call(X, 0), Call(X, -1), Call(X, axis=1), Own(X, (0, -1)), Own(X, axis=(1, 2)), Call(S, 0)],
+    "transpose": [
+        Call(N),
+        Call(N, (1, 2, 0)),
+        Own(N, axes=(1, -1, 0)),
+        Own(N, [2, 0, 1]),
+        Call(S),
+        Call(V),
+        Own(N, np.array([2, 0, 1])),
+    ],
+    "swapaxes": [Call(N, 0, -1), Call(N, 1, 1), Call(N, axis1=-2, axis2=0)],
+    "moveaxis": [
+        *[Call(N, 0, -1), Call(N, source=-1, destination=0), Own(N, [0, 1], [-1, 0]), Own(N, (2, 0), (0, 1))],
+        Own(V, 0, 0),
+    ],
+    **{f"{at}matrix_transpose": [Own(X), Own(N), Own(A(2, 1, 2, 3))] for at in ("", "linalg.")},
+    "broadcast_to": [
+        *[Own(A(3, 1), (3, 4)), Own(V, (2, 3)), Own(S, (2,)), Own(A(1, 3), shape=(2, 2, 3)), Own(S, ()), Own(S, 3)],
+        *[Own(A(1), (0,)), Own(A(4, 1), (3, 4, 2))],
+    ],
+    "flip": [Own(X), Own(X, 0), Own(X, axis=-1), Own(N, (0, 2)), Own(S), Own(N, axis=())],
+    "fliplr": [Call(X), Call(N), Call(A(2, 1))],
+    "flipud": [Call(X), Call(V), Call(N)],
+    "roll": [
+        *[Call(X, 2), Call(X, -1, 0), Call(X, shift=1, axis=-1), Own(X, (1, 2), (0, 1)), Own(X, 2, (0, 1))],
+        *[Own(N, [1, -1], axis=[0, 0]), Own(S, 1), Own(X, np.int64(4), 1), Own(V, np.array([1, 2]), (0, 0))],
+    ],
+    "rot90": [Call(X), Call(X, 2), Call(X, k=-1), Own(N, 1, (1, 2)), Own(N, k=3, axes=(-1, 0)), Call(X, 4)],
+    "tril": [Call(X), Call(X, 1), Call(N, k=-1), Own(V)],
+    "triu": [Call(X), Call(X, 1), Call(N, k=-1), Own(V)],
+    "diag": [Call(V), Call(V, 1), Call(V, k=-2), Call(M), Own(X, 1), Own(X, k=-1), Own(X, 5)],
+    "tile": [
+        Own(X, 2),
+        Call(X, (2, 1)),
+        Call(V, reps=(2, 2)),
+        Own(S, 3),
+        Own(X, (1, 2, 1)),
+        Own(X, (0, 1)),
+        Call(X, ()),
+    ],
+    "pad": [
+        *[Own(X, 1), Own(X, (1, 2)), Own(X, ((0, 1), (2, 0))), Call(V, 2, "constant"), Own(V, pad_width=1)],
+        *[Own(X, 1, mode) for mode in ("edge", "reflect", "symmetric", "wrap")],
+        *[Own(A(3, 4), pad_width=((2, 1), (1, 3)), mode=mode) for mode in ("edge", "reflect", "symmetric", "wrap")],
+    ],
+    **{f"atleast_{n}d": [Call(S), Call(V), Call(X), Call(N), Own(S, X), Own(V, 1.0, S)] for n in (1, 2, 3)},
+    # What is joined and split.
+    "concatenate": [
+        *[Call([X, X]), Call((X, A(1, 3))), Call([X, ONES, A(2, 1)], 1), Call([X, X], axis=-1), Own([V, [1, 2], V], 0)],
+        *[Own([X, V], None), Own([X, S], axis=None), Call([X]), Own([INTS, X, INTS > 2]), Own([A(0, 3), X])],
+        *[Own([X, LIST], axis=1), Own(N)],
+    ],
+    "stack": [
+        *[Call([X, X]), Call([V, V, V], 1), Call([X, ONES], axis=-1), Own((S, 1.0, S)), Own([X, LIST, INTS], 1)],
+        Own(A(3, 2), 1),
+    ],
+    "vstack": [Call([V, V]), Call([X, V]), Own([S, S]), Own((X, ONES, LIST)), Own([N, N]), Own([INTS, X]), Own(X)],
+    "hstack": [Call([V, A(2)]), Call([X, A(2, 1)]), Own([S, V]), Own([X, LIST]), Own([INTS, X]), Own(X), Own([1, V])],
+    "dstack": [Own([V, V]), Own([X, X]), Own([X, LIST]), Own([S, S]), Own([N, N]), Own([N, X]), Own([INTS, X])],
+    "column_stack": [Call([V, V]), Call([V, A(3, 2)]), Own([V, [1, 2, 3]]), Own((S, S)), Own([INTS, X])],
+    "split": [
+        *[Own(A(4), 2), Own(A(4), [1, 3]), Own(A(2, 4), 2, 1), Own(X, indices_or_sections=[1], axis=-1), Own(V, 1)],
+        *[Own(A(4), [0, 0, 2, 9]), Own(N, (1,), 1)],
+    ],
+    "array_split": [
+        *[Own(A(5), 2), Own(A(5), [1, 3]), Own(A(2, 5), 3, 1), Own(X, indices_or_sections=2, axis=-1), Own(V, 5)],
+    ],
+    "hsplit": [Own(A(4), 2), Own(A(2, 4), 2), Own(X, [1]), Own(N, indices_or_sections=[1, 2])],
+    "vsplit": [Own(X, 2), Own(X, [1]), Own(N, indices_or_sections=2)],
+    "dsplit": [Own(N, 2), Own(N, indices_or_sections=[1])],
+    # Products.
+    "matmul": [
+        *[Call(A(*x), A(*y)) for x, y in MATMUL_SHAPES],
+        *[Own(X, INTS.T), Own(INTS, A(3, 2)), Own(X, [1, 0, 2]), Own(N, np.array([[True], [False]]))],
+    ],
+    "linalg.matmul": [Own(X, A(3, 2)), Own(N, A(2, 2, 3)), Own(INTS, A(3, 2)), Own(X, INTS.T)],
+    "dot": [
+        *[Call(V, V), Call(X, V), Call(V, A(3, 2)), Call(X, A(3, 2)), Call(S, X), Call(X, S), Call(X, 2.0), Call(S, S)],
+        *[Call(N, A(2)), Call(N, A(2, 2)), Call(V, A(2, 3, 2)), Call(X, A(2, 3, 2)), Call(N, A(3, 2, 1)), Own(V, 2)],
+        *[Own(X, LIST[0]), Own(LIST, V), Own(INTS, V), Own(3, V), Own(A(0), A(0)), Own(np.array([[True, False]]), X)],
+    ],
+    "full_like": [Own(X, S), Own(X, fill_value=A(3)), Own(V, S, shape=(2, 2))],
+    "inner": [
+        *[Call(V, V), Call(X, V), Call(V, X), Call(X, A(4, 3)), Own(S, X), Own(X, S), Own(S, S), Call(N, A(3, 2))],
+        *[Own(X, [1, 2, 3]), Own(INTS, V), Own(V, 2), Call(N, A(2, 2))],
+    ],
+    "vdot": [Own(V, V), Own(X, X), Own(S, S), Own(X, LIST), Own(INTS, X), Own(N, A(12))],
+    "outer": [Call(V, A(2)), Own(X, V), Own(S, V), Own([1, 2], V), Own(V, INTS), Own(a=V, b=A(2))],
+    "kron": [Own(V, A(2)), Own(X, A(2, 2)), Own(V, X), Own(N, V), Own(S, X), Own(X, 2.0), Own(INTS, X), Own([1, 2], V)],
+    "tensordot": [
+        *[Call(X, A(2, 3)), Call(X, A(3, 2), 1), Own(V, A(2), 0), Call(N, A(3, 2, 2), ([1, 0], [0, 1]))],
+        *[Own(N, A(2, 3), axes=([0, -2], [0, 1])), Call(N, A(4, 3), axes=(1, 1)), Own(X, A(3, 2), axes=(-1, 0))],
+        *[Own(X, INTS), Own(LIST, A(3, 2), 1), Own(X, INTS.T, axes=np.int64(1)), Own(N, A(2, 2), (2, 0))],
+        Own(S, X, 0),
+    ],
+    "linalg.tensordot": [Own(X, A(2, 3)), Own(X, A(3, 2), axes=1), Own(N, INTS, axes=((1, 0), (1, 0)))],
+    "cross": [
+        *[Own(V, V), Own(X, X), Own(X, V), Own(A(3, 2), A(3, 2), axis=0), Own(A(3, 2), X, 0, -1), Own(X, [1, 2, 3])],
+        *[Own(X, A(3, 2), axisb=0, axisc=0), Own(A(2, 1, 3), A(4, 3), -1, -1, 0), Own(INTS, X)],
+    ],
+    "einsum": [
+        *[Call("ij,jk->ik", X, A(3, 2)), Call("ij,jk", X, A(3, 2)), Call("ba,ac", X, A(3, 2)), Call("i,i", V, V)],
+        *[Call("ij->ji", X), Call("ij->i", X), Call("ij->", X), Call("ij,j->", X, V), Call("i,j->ij", V, A(2))],
+        *[
+            Own("ii->i", M),
+            Own("ii", M),
+            Own("iij->j", A(2, 2, 3)),
+            Own("iji,j->i", A(2, 3, 2), V),
+            Own("iii->i", A(2, 2, 2)),
+        ],
+        *[
+            Call("...i,i->...", N, A(2)),
+            Call("i...,i...->...", X, X),
+            Own("...ij,...jk", N, A(2, 2)),
+            Own("...,...", X, V),
+        ],
+        *[
+            Own("...ii->...i", MM),
+            Own("...i->...", X),
+            Own("i...->...", N),
+            Own("ij,ij->ij", X, A(1, 3)),
+            Own(",ij", S, X),
+        ],
+        *[Call("ij,jk,kl->il", X, A(3, 2), A(2, 2)), Own("ij,jk,kl", X, A(3, 2), A(2, 2), optimize=True)],
+        *[Own("i,ij,j->", A(2), X, V, optimize="greedy"), Own("ij,kj->ik", X, X, optimize=False)],
+        *[Own(X, [0, 1], A(3, 2), [1, 2], [0, 2]), Own(X, [0, 1], A(3, 2), [1, 2]), Own(M, [5, 5]), Own(X, [1, 0])],
+        *[Own(N, [..., 0], A(2), [0], [...]), Own(X, [0, 1], V, [1], [], optimize=True), Own("ij,kl->ij", X, A(2, 2))],
+        *[Own("ij,jk", X, INTS.T), Own("ij,j", INTS, V), Own("ij,j", LIST, V), Own("ij, jk -> ik", X, A(3, 2))],
+        *[Own("ab,Ab->aA", X, X), Own("ij,jk->ki", X, np.ones((3, 2))), Own("ij,j", INTS > 2, V), Own("i->", A(0))],
+    ],
+    # Linear algebra.
+    "linalg.inv": [Call(M), Own(MM), Own(A(2, 1, 2, 2, of="matrix")), Own(A(1, 1, of="matrix"))],
+    "linalg.det": [Call(M), Own(MM), Own(A(2, 1, 2, 2, of="matrix")), Own(A(1, 1, of="matrix"))],
+    "linalg.slogdet": [Own(M), Own(MM), Own(A(2, 1, 2, 2, of="matrix"))],
+    "linalg.solve": [
+        *[Call(M, V), Call(M, A(3, 2)), Own(MM, A(2, 3, 2)), Own(MM, A(3, 2)), Own(M, A(2, 3, 2)), Own(MM, V)],
+        *[Own(M, [1, 2, 3]), Own(np.diag([1, 2, 3]), V), Own([[2.0, 1.0], [0.0, 1.0]], A(2, 2)), Own(a=M, b=V)],
+    ],
+    "linalg.norm": [
+        *[Call(V), Call(X), Own(N), Own(S)],
+        *[Own(A(4), ord) for ord in (None, 1, 2, 3, 2.5, 0.5, -1, -2, math.inf, -math.inf)],  # noqa: A001
+        *[Own(X, ord, axis) for ord in (None, 1, 2, -math.inf) for axis in (0, -1)],  # noqa: A001
+        *[Own(X, ord) for ord in ("fro", 1, -1, math.inf, -math.inf)],  # noqa: A001
+        *[Own(N, ord, axis) for ord in (None, "fro", 1, -1, math.inf) for axis in ((0, 1), (-1, 0))],  # noqa: A001
+        *[Own(x=N, ord=1, axis=1, keepdims=True), Own(N, "fro", (0, 2), True), Own(N, 1, (2, 1), keepdims=True)],
+        *[Own(N, axis=(1,), keepdims=True), Own(X, axis=None, keepdims=True)],
+    ],
+    "trace": [Call(X), Call(M, 1), Own(X, offset=-1), Own(N, 0, 0, 1), Own(N, axis1=2, axis2=0), Own(N, 1, -1, -2)],
+    "diagonal": [Own(X), Own(M, 1), Own(X, offset=-1), Own(N, 0, 1, 2), Own(N, axis1=2, axis2=0), Own(N, 1, -1, -2)],
+    # Functions of this file.
+    "astype": [Call(X, float), Call(S, np.float64)],
+    "alike": [Own(X, np.ones((2, 3)))],
+}
+# Constants: a number that does not change with the Tensor, and no gradient.
+
+
+def each(names: str, *calls: Call) -> dict[str, list[Call]]:
+    return {name: [*calls] for name in names.split()}
+
+
+B, C, U = A(2, 3, of="bool"), A(2, 3, of="bool"), A(2, 3)
+CONSTANTS: dict[str, list[Call]] = {
+    **each("all any", Call(X), Call(X, 0), Call(X, axis=-1, keepdims=True)),
+    **each("argmax argmin", Call(X), Call(X, 0), Call(X, axis=-1)),
+    **each("argsort count_nonzero", Call(X), Call(X, 0), Call(X, axis=-1), Call(X, axis=None)),
+    **each("array_equal array_equiv allclose isclose", Call(X, U), Call(X, 1.0), Call(LIST, X)),
+    **each("around round", Call(X), Call(X, 1), Call(X, decimals=2)),
+    **each("bitwise_and bitwise_or bitwise_xor", Call(B, C), Call(B, True)),
+    **each("ceil fix floor rint trunc sign signbit", Call(X), Call(S)),
+    **each("isfinite isinf isnan isneginf isposinf logical_not", Call(X), Call(S)),
+    **each("equal not_equal less less_equal greater", Call(X, U), Call(X, 1), Call(LIST, X)),
+    **each("greater_equal floor_divide", Call(X, U), Call(X, 1), Call(LIST, X)),
+    **each("logical_and logical_or logical_xor", Call(X, U), Call(X, True), Call(INTS, X)),
+    **each("ones_like zeros_like empty_like", Call(X), Call(S), Call(X, dtype=int), Call(X, shape=2)),
+    **each("ndim shape flatnonzero nonzero", Call(X), Call(V)),
+    "argpartition": [Call(X, 1), Call(X, kth=1, axis=0)],
+    "argwhere": [Call(X)],
+    "invert": [Call(B)],
+    "isin": [Call(X, [1.0]), Call([1.0, 2.0], X), Call(X, X, invert=True)],
+    "result_type": [Call(X, np.float32), Call(X)],
+    "size": [Call(X), Call(X, 1)],
+}
+
+OF_THIS_FILE = {
+    "relu": relu,
+    "sigmoid": sigmoid,
+    "getitem": operator.getitem,
+    "astype": lambda x, dtype: x.astype(dtype),
+    "alike": tinygrad_lite._alike,
+}
+OF_SECOND = {
+    "relu": lambda x: anp.maximum(x, 0),
+    "sigmoid": lambda x: 1 / (1 + anp.exp(-x)),
+    "getitem": operator.getitem,
+    "astype": lambda x, dtype: 1.0 * x,
+    "positive": lambda x: 1.0 * x,
+}
+FUNCTIONS = sorted(get_overridable_numpy_array_functions() | get_overridable_numpy_ufuncs(), key=str)
+ROWS = dict(tinygrad_lite._table)  # as they are before any test adds some
+
+
+def named(name: str) -> Any:
+    return OF_THIS_FILE.get(name) or operator.attrgetter(name)(np)
+
+
+def known(name: str) -> bool:
+    """Whether this release of NumPy has the function."""
+    with contextlib.suppress(AttributeError):
+        return bool(named(name))
+    return False
+
+
+def params(catalogue: Any) -> list[Any]:
+    return [pytest.param(n, call, id=f"{n}({call})") for n, calls in catalogue.items() if known(n) for call in calls]
+
+
+def leaves_of(arrays: Any, dtype: Any = float) -> list[Any]:
+    return [leaf(a, dtype) if is_float(a) else a for a in arrays]
+
+
+def required(xs: Any) -> list[Any]:
+    return [x for x in xs if isinstance(x, Tensor)]
+
+
+def weights_of(out: Any) -> list[Any]:
+    rng = np.random.default_rng(1)
+    return [rng.uniform(0.5, 1.5, np.shape(x)) for x in tree_leaves(out)]
+
+
+def data_of(x: Any) -> Any:
+    return x.data if isinstance(x, Tensor) else x
+
+
+def total(out: Any, weights: Any, xp: Any = np) -> Any:
+    """The weighted sum of all results."""
+    return sum([xp.sum(x * w.astype(x.dtype)) for x, w in zip(tree_leaves(out), weights, strict=True) if x.size])
+
+
+def assert_same(out: Any, plain: Any) -> None:
+    """The results on Tensors are NumPy's own: the structure, and in it shape, dtype and values."""
+    if isinstance(plain, (list, tuple)):
+        assert type(out) is type(plain)
+        assert len(out) == len(plain)
+    for x, y in zip(tree_leaves(out), tree_leaves(plain), strict=True):
+        assert (x.shape, x.dtype) == (np.shape(y), y.dtype)
+        np.testing.assert_allclose(data_of(x), y, rtol=1e-12, atol=1e-14)
+
+
+def backward(name: str, call: Call, arrays: Any, dtype: Any = float, **options: Any) -> tuple[Any, list[Any]]:
+    """The results of a call on Tensors and the gradients of their weighted sum."""
+    xs = leaves_of(arrays, dtype)
+    out = call.of(named(name), xs)
+    assert any(x.requires_grad for x in required(tree_leaves(out)))
+    assert (
+        all(x.requires_grad for x in required(tree_leaves(out))) or name == "linalg.slogdet"
+    )  # whose sign is constant
+    if sum(x.size for x in tree_leaves(out)):
+        total(out, weights_of(out)).backward(**options)
+    return out, [np.zeros_like(x.data) if x.grad is None else x.grad for x in required(xs)]
 
 
 def central_differences(f: Any, arrays: list[Any], weights: Any, eps: float = 1e-6) -> list[Any]:
@@ -173,119 +597,122 @@ def central_differences(f: Any, arrays: list[Any], weights: Any, eps: float = 1e
     return gradients
 
 
-def second_engine(f: Any, arrays: list[Any], weights: Any) -> list[Any]:
-    def total(*xs: Any) -> Any:
-        return anp.sum(weights * f(*xs))
-
-    return [autograd.grad(total, i)(*arrays) for i in range(len(arrays))]
-
-
-def check_rule(case: Any, arrays: list[Any], rng: Any, second: bool = True) -> None:
-    """First order against central differences and the second engine; second order against central differences."""
-
-    def f(*xs: Any) -> Any:
-        return case(np, *xs)
-
-    expected = np.asarray(f(*arrays))
-    weights = rng.uniform(0.5, 1.5, expected.shape)
-    value, gradients = grads(f, *arrays, weights=weights)
-    np.testing.assert_allclose(value, expected, rtol=1e-13)
-    others = second_engine(lambda *xs: case(anp, *xs), arrays, weights) if second else gradients
-    for g, array, numeric, other in zip(
-        gradients, arrays, central_differences(f, arrays, weights), others, strict=True
-    ):
-        assert g.shape == np.shape(array)
-        assert g.dtype == np.float64
-        np.testing.assert_allclose(g, numeric, rtol=1e-5, atol=1e-7)
-        np.testing.assert_allclose(g, other, rtol=1e-10, atol=1e-12)
-
-    def gradient_sum(*xs: Any) -> Any:  # of all arguments, as a function of all arguments
-        leaves = [x if isinstance(x, Tensor) else leaf(x) for x in xs]
-        f(*leaves).backward(weights, create_graph=True)
-        found = [t.grad for t in leaves]
-        for t in leaves:
-            t.grad = None
-        return sum((g * (g + i)).sum() for i, g in enumerate(found))
-
-    leaves = [leaf(a) for a in arrays]
-    total = gradient_sum(*leaves)
-    if total.requires_grad:
-        total.backward()
-    numeric = central_differences(lambda *xs: gradient_sum(*xs).item(), arrays, 1.0)
-    for t, expected_gradient in zip(leaves, numeric, strict=True):
-        g = np.zeros(t.shape) if t.grad is None else t.grad
-        np.testing.assert_allclose(g, expected_gradient, rtol=2e-4, atol=1e-5)
+@contextlib.contextmanager
+def forgetful() -> Any:
+    """Nodes forget at any size the arrays that their rules do not read."""
+    before, tinygrad_lite._LARGE = tinygrad_lite._LARGE, 0
+    try:
+        yield
+    finally:
+        tinygrad_lite._LARGE = before
 
 
-@pytest.mark.parametrize("case", ELEMENTWISE, ids=lambda case: case[0])
+def check(name: str, call: Call, seed: int = 0) -> None:
+    """A call on Tensors is NumPy's; first order agrees with central differences and the second engine; second order,
+    along a random direction, with central differences; and no rule reads an array that may be forgotten."""
+    arrays = call.draw(seed)
+    free = [i for i, a in enumerate(arrays) if is_float(a)]
+    plain = call.of(named(name), arrays)
+    weights = weights_of(plain)
+    out, gradients = backward(name, call, arrays)
+    assert_same(out, plain)
+
+    def put(xs: Any) -> list[Any]:  # in the places of the arrays to differentiate by
+        each = iter(xs)
+        return [next(each) if i in free else a for i, a in enumerate(arrays)]
+
+    def flat(*xs: Any) -> Any:
+        return total(call.of(named(name), put(xs)), weights)
+
+    numeric = central_differences(flat, [arrays[i] for i in free], 1.0)
+    for i, g, n in zip(free, gradients, numeric, strict=True):
+        assert type(g) is np.ndarray
+        assert (g.shape, g.dtype) == (arrays[i].shape, np.float64)
+        np.testing.assert_allclose(g, n, rtol=1e-5, atol=1e-7)
+    if call.second and all(np.size(x) for x in tree_leaves(plain)):
+        function = OF_SECOND.get(name) or operator.attrgetter(name)(anp)
+        for n, i in enumerate(free):
+
+            def second(x: Any, i: int = i) -> Any:
+                return total(call.of(function, [*arrays[:i], x, *arrays[i + 1 :]]), weights, anp)
+
+            np.testing.assert_allclose(gradients[n], autograd.grad(second)(arrays[i]), rtol=1e-10, atol=1e-12)
+
+    def summed(found: Any) -> Any:  # a number that depends on all gradients
+        return sum([(g * (g + i)).sum() for i, g in enumerate(found)])
+
+    with forgetful():
+        xs = leaves_of(arrays)
+        first = total(call.of(named(name), xs), weights)
+        if isinstance(first, Tensor):
+            first.backward(create_graph=True)
+    found = [np.zeros_like(x.data) if x.grad is None else x.grad for x in required(xs)]
+    for x, g, h in zip(required(xs), found, gradients, strict=True):
+        np.testing.assert_allclose(g.data if isinstance(g, Tensor) else g, h, rtol=1e-13, atol=1e-15)
+        x.grad = None
+    change = summed(found)
+    with forgetful():
+        if isinstance(change, Tensor) and change.requires_grad:
+            change.backward()
+    rng = np.random.default_rng(2)
+    steps = [rng.normal(size=arrays[i].shape) for i in free]
+    moved = [put([arrays[i] + sign * 1e-6 * v for i, v in zip(free, steps, strict=True)]) for sign in (1, -1)]
+    above, below = [summed(backward(name, call, x)[1]) for x in moved]
+    exact = sum([np.sum(x.grad * v) for x, v in zip(required(xs), steps, strict=True) if x.grad is not None])
+    np.testing.assert_allclose(exact, (above - below) / 2e-6, rtol=2e-4, atol=1e-5)
+
+
+def nodes_of(*tensors: Any) -> list[Any]:
+    """The nodes of the graphs that the Tensors come from."""
+    found, waiting = {}, [t._node for t in tensors]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in found:
+            found[node] = True
+            waiting.extend(node.parents)
+    return [*found]
+
+
+def test_every_row_of_the_table_has_a_case_and_every_case_a_row():
+    functions = {named(name): name for name in CATALOGUE if name not in OF_THIS_FILE and known(name)}
+    rules = [f for f, row in ROWS.items() if row.vjps or row.expression]
+    assert [f for f in rules if f not in functions and f in FUNCTIONS] == []
+    assert [name for f, name in functions.items() if f not in rules] == []
+    constants = [f for f, row in ROWS.items() if not row.vjps and not row.expression and f in FUNCTIONS]
+    assert {*constants} == {named(name) for name in CONSTANTS if known(name)}
+
+
+def test_every_rule_is_recorded_by_a_case():
+    """The rules of functions that NumPy has not too, which the re-expressions and the other rules call."""
+    rows = set()
+    for name, calls in CATALOGUE.items():
+        for call in calls:
+            out, gradients = backward(name, call, call.draw(), create_graph=True)
+            tensors = [x for x in (*tree_leaves(out), *gradients) if isinstance(x, Tensor)]
+            rows |= {node.row for node in nodes_of(*tensors)}
+    assert [f for f, row in ROWS.items() if row.vjps and row not in rows] == []
+
+
+@pytest.mark.parametrize(("name", "call"), params(CATALOGUE))
+def test_calls_agree_with_numpy_differences_and_second_engine(name, call):
+    check(name, call)
+
+
+@pytest.mark.parametrize("name", ELEMENTWISE)
 @given(data=st.data(), seed=SEEDS)
-@settings(max_examples=12)
-def test_elementwise_rules_agree_with_differences_and_second_engine_for_all_shapes_that_broadcast(case, data, seed):
-    _, domains, function = case
+@settings(max_examples=4)
+def test_elementwise_functions_agree_with_differences_for_all_shapes_that_broadcast(name, data, seed):
+    domains = ELEMENTWISE[name]
     shapes = data.draw(mutually_broadcastable_shapes(num_shapes=len(domains), max_dims=3, max_side=3)).input_shapes
-    rng = np.random.default_rng(seed)
-    check_rule(function, [DOMAINS[d](rng, shape) for d, shape in zip(domains, shapes, strict=True)], rng)
-
-
-@pytest.mark.parametrize("name", REDUCTIONS)
-@given(data=st.data(), seed=SEEDS)
-@settings(max_examples=20)
-def test_reductions_agree_with_differences_and_second_engine_for_all_axes(name, data, seed):
-    shape = data.draw(array_shapes(min_dims=0, max_dims=3, min_side=1, max_side=3))
-    axes = st.none() | st.sets(st.integers(-len(shape), len(shape) - 1)).map(tuple) if shape else st.none()
-    if shape:
-        axes = axes | st.integers(-len(shape), len(shape) - 1)
-    axis = data.draw(axes.filter(lambda a: not isinstance(a, tuple) or len({i % len(shape) for i in a}) == len(a)))
-    options = {"axis": axis, "keepdims": data.draw(st.booleans())}
-    if name in ("var", "std"):
-        options["ddof"] = data.draw(st.sampled_from([0, 1, 0.5]))
-    rng = np.random.default_rng(seed)
-    x = DOMAINS["any"](rng, shape)
-    count = x.size // max(np.sum(x, axis=axis).size, 1)
-    if name in ("var", "std") and count == 1:  # nothing varies: the tests of conventions look at that
-        return
-    # autograd's prod divides by the factors and its std and var know no tuples, () and ddof as ours do
-    plain = axis is None or isinstance(axis, int)
-    second = plain and not (name in ("var", "std") and options["ddof"] not in (0, 1))
-    check_rule(lambda xp, t: getattr(xp, name)(t, **options), [x], rng, second)
-
-
-@pytest.mark.parametrize("case", OTHERS, ids=lambda case: case[0])
-def test_shape_functions_agree_with_differences_and_second_engine(case):
-    rng = np.random.default_rng(0)
-    check_rule(case[2], [DOMAINS["any"](rng, case[1])], rng)
-
-
-def test_negative_axes_and_new_leading_axes():
-    rng = np.random.default_rng(0)
-    weights = rng.normal(size=(3, 4, 2))
-    assert gradcheck(lambda x: np.transpose(x, (1, -1, 0)) * weights, rng.normal(size=(2, 3, 4)))
-    assert gradcheck(lambda x: x.transpose(1, -1, 0) * weights, rng.normal(size=(2, 3, 4)))
-    assert gradcheck(lambda x: np.broadcast_to(x, (3, 4, 2)) * weights, rng.normal(size=(4, 1)))
-    assert gradcheck(lambda x: x.swapaxes(-1, 0).T * weights, rng.normal(size=(3, 4, 2)))
-
-
-@pytest.mark.parametrize("index", INDICES, ids=str)
-def test_indexing_agrees_with_differences_and_second_engine(index):
-    rng = np.random.default_rng(0)
-    check_rule(lambda xp, x: x[index] * 1.5, [rng.normal(size=(3, 4))], rng)
-
-
-@pytest.mark.parametrize("shapes", MATMUL_SHAPES, ids=str)
-def test_matmul_agrees_with_differences_for_all_pairs_of_ranks(shapes):
-    rng = np.random.default_rng(0)
-    arrays = [rng.normal(size=shape) for shape in shapes]
-    check_rule(lambda xp, x, y: x @ y, arrays, rng, second=all(a.size for a in arrays))
-    np.testing.assert_array_equal((Tensor(arrays[0]) @ arrays[1]).data, arrays[0] @ arrays[1])
+    call = Own if name in ALONE else Call
+    check(name, call(*[A(*shape, of=domain) for shape, domain in zip(shapes, domains, strict=True)]), seed)
 
 
 @given(
     shapes=mutually_broadcastable_shapes(signature=np.matmul.signature, max_dims=2, max_side=3, min_side=1), seed=SEEDS
 )
 def test_matmul_agrees_with_differences_for_random_shapes(shapes, seed):
-    rng = np.random.default_rng(seed)
-    arrays = [rng.normal(size=shape) for shape in shapes.input_shapes]
-    check_rule(lambda xp, x, y: xp.matmul(x, y), arrays, rng)
+    check("matmul", Call(*[A(*shape) for shape in shapes.input_shapes]), seed)
 
 
 @given(data=st.data(), shape=array_shapes(max_dims=3, max_side=4), seed=SEEDS)
@@ -295,34 +722,41 @@ def test_indexing_agrees_with_differences_for_random_indices(data, shape, seed):
         | integer_array_indices(shape, result_shape=array_shapes(max_dims=2, max_side=3))
         | st.integers(0, 2**16).map(lambda bits: np.random.default_rng(bits).random(shape) < 0.5)
     )
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=shape)
-    check_rule(lambda xp, x: x[index] * 1.5, [x], rng)
+    check("getitem", Call(A(*shape), index), seed)
+    x = np.random.default_rng(seed).normal(size=shape)
     arrays = isinstance(index, tuple) and any(isinstance(i, np.ndarray) for i in index)
-    leaf_index = tuple(map(Tensor, index)) if arrays else index
-    np.testing.assert_array_equal(leaf(x)[leaf_index].data, x[index])
+    np.testing.assert_array_equal(leaf(x)[tuple(map(Tensor, index)) if arrays else index].data, x[index])
 
 
-@given(data=st.data(), shape=array_shapes(min_dims=0, max_dims=4, max_side=3), seed=SEEDS)
-def test_transposes_and_reshapes_agree_with_differences_for_random_axes(data, shape, seed):
+@given(data=st.data(), shape=array_shapes(min_dims=0, max_dims=4, max_side=3))
+def test_transposes_and_reshapes_agree_with_differences_for_random_axes(data, shape):
     axes = tuple(data.draw(st.permutations(range(len(shape)))))
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=shape)
-    weights = rng.normal(size=x.transpose(axes).shape)
-    check_rule(lambda xp, x: xp.transpose(x, axes) * weights, [x], rng)
-    check_rule(lambda xp, x: xp.reshape(xp.transpose(x, axes), -1) * weights.ravel(), [x], rng)
+    source, destination = [tuple(data.draw(st.permutations(axes))[: len(shape) // 2]) for _ in range(2)]
+    check("transpose", Call(A(*shape), axes))
+    check("moveaxis", Own(A(*shape), source, destination))
+    check("reshape", Call(A(*shape), -1))
 
 
-def test_every_row_of_the_table_has_a_case():
-    covered = {name for name, *_ in ELEMENTWISE} | set(REDUCTIONS) | {name for name, *_ in OTHERS}
-    covered |= {"getitem", "_add_at", "matmul"}  # test_indexing (second order for _add_at), test_matmul
-    rows = {row.function.__name__ for row in tinygrad_lite._table.values() if row.vjps or row.expression}
-    rows -= {"<lambda>", "erf"}  # of the tests
-    assert rows <= covered
+@pytest.mark.parametrize("name", [*REDUCTIONS, "ptp", "median", "average"])
+@given(data=st.data(), seed=SEEDS)
+@settings(max_examples=6)
+def test_reductions_agree_with_differences_for_all_axes(name, data, seed):
+    shape = data.draw(array_shapes(min_dims=0, max_dims=3, min_side=1, max_side=3))
+    axes = st.none() | st.sets(st.integers(-len(shape), len(shape) - 1)).map(tuple) if shape else st.none()
+    if shape:
+        axes = axes | st.integers(-len(shape), len(shape) - 1)
+    axis = data.draw(axes.filter(lambda a: not isinstance(a, tuple) or len({i % len(shape) for i in a}) == len(a)))
+    options = {"axis": axis, "keepdims": data.draw(st.booleans())}
+    count = math.prod(shape) // max(np.sum(np.ones(shape), axis=axis).size, 1)
+    if name in ("var", "std"):
+        if count == 1:  # nothing varies: the tests of conventions look at that
+            return
+        options["ddof"] = data.draw(st.sampled_from([0, 1, 0.5]))
+    check(name, Own(A(*shape), **options), seed)
 
 
 @given(shapes=mutually_broadcastable_shapes(num_shapes=2, max_dims=4, min_side=0, max_side=3), seed=SEEDS)
-@settings(max_examples=200)
+@settings(max_examples=100)
 def test_gradients_of_broadcast_operands_have_the_operands_shape_and_add_up(shapes, seed):
     x, y = (np.random.default_rng(seed).normal(size=shape) for shape in shapes.input_shapes)
     value, (gx, gy) = grads(lambda a, b: a * 2 + b * 3, x, y)
@@ -331,40 +765,232 @@ def test_gradients_of_broadcast_operands_have_the_operands_shape_and_add_up(shap
     np.testing.assert_array_equal(gy, np.full(y.shape, 3.0 * (value.size / y.size if y.size else 0)))
 
 
-@given(shapes=mutually_broadcastable_shapes(num_shapes=2, max_dims=3, max_side=3), seed=SEEDS)
-def test_float32_stays_float32_in_every_rule(shapes, seed):
-    rng = np.random.default_rng(seed)
-    cases = [(domains, function) for _, domains, function in ELEMENTWISE if function.__name__ == "<lambda>"]
-    seen: list[Any] = []
-    fit = tinygrad_lite._fit
+OF_PYTHON = {
+    **{"add": operator.add, "subtract": operator.sub, "multiply": operator.mul, "divide": operator.truediv},
+    **{"power": operator.pow, "matmul": operator.matmul},
+    **{"negative": operator.neg, "positive": operator.pos, "absolute": operator.abs},
+    **{"equal": operator.eq, "not_equal": operator.ne, "less": operator.lt, "less_equal": operator.le},
+    **{"greater": operator.gt, "greater_equal": operator.ge, "invert": operator.inv},
+    **{"bitwise_and": operator.and_, "bitwise_or": operator.or_, "bitwise_xor": operator.xor},
+}
 
-    def watched(g: Any, *args: Any) -> Any:
-        seen.append(g.dtype)
-        return fit(g, *args)
 
-    for domains, function in cases:
-        if function is ELEMENTWISE[-1][2]:  # the conversion to float64
+@pytest.mark.parametrize("name", OF_PYTHON)
+def test_operators_are_numpys_functions(name):
+    for call in (CATALOGUE | CONSTANTS)[name]:
+        if any(isinstance(x, list) for x in call.arguments[0]) and name == "matmul":
             continue
-        arrays = [DOMAINS[d](rng, s).astype(np.float32) for d, s in zip(domains, shapes.input_shapes, strict=False)]
-        leaves = [Tensor(a, requires_grad=True) for a in arrays]
-        out = function(np, *leaves)
-        tinygrad_lite._fit = watched
+        arrays = call.draw()
+        plain = call.of(named(name), arrays)
+        results = []
+        for function in (named(name), OF_PYTHON[name]):
+            xs = [leaf(a) if is_float(a) else Tensor(a) for a in arrays]
+            out = call.of(function, xs)
+            assert_same(out, plain)
+            if out.requires_grad and out.size:
+                (out * out).sum().backward()
+            results.append([x.grad for x in xs])
+        for g, h in zip(*results, strict=True):
+            np.testing.assert_array_equal(g, h)
+
+
+NAMES_OF_METHODS = {"abs": "absolute"} | {
+    name: name for name in dir(Tensor) if name in CATALOGUE | CONSTANTS and callable(getattr(Tensor, name))
+}
+
+
+@pytest.mark.parametrize("name", NAMES_OF_METHODS)
+def test_methods_are_numpys_functions(name):
+    assert {"sum", "exp", "argmax", "reshape", "clip"} <= set(NAMES_OF_METHODS)
+    for call in (CATALOGUE | CONSTANTS)[NAMES_OF_METHODS[name]]:
+        first, options = call.arguments[0][:1], call.arguments[1]
+        renamed = name in ("reshape", "transpose", "clip")  # the parameters, as in ndarray's methods
+        if isinstance(first and first[0], A) and not (renamed and options):
+            results = []
+            for function in (
+                named(NAMES_OF_METHODS[name]),
+                lambda x, *args, **options: getattr(x, name)(*args, **options),
+            ):
+                xs = leaves_of(call.draw())
+                out = call.of(function, xs)
+                if out.requires_grad and out.size:
+                    (out * out).sum().backward()
+                results.append([out.data, *[x.grad for x in required(xs)]])
+            for g, h in zip(*results, strict=True):
+                np.testing.assert_array_equal(g, h)
+
+
+SPECIAL = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1.0, -1.5, 700.0, 1e300])
+
+
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_special_values_pass_through_as_in_numpy(name):
+    count = len(ELEMENTWISE[name])
+    xs = [*np.meshgrid(*[SPECIAL] * count, indexing="ij")]
+    if name == "where":
+        xs[0] = xs[0] > 0
+    with np.errstate(all="ignore"):
+        out = named(name)(*leaves_of(xs))
+        np.testing.assert_allclose(out.data, named(name)(*xs), rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["sum", "max", "min", "prod", "ptp", "median", "average", "cumsum", "cumprod", "sort"])
+def test_nan_and_infinity_pass_through_reductions_as_in_numpy(name):
+    for row in ([np.nan, 1.0, 2.0], [np.inf, 1.0, 2.0], [np.inf, -np.inf, 1.0], [0.0, -np.inf, 0.0], [np.inf] * 4):
+        with np.errstate(all="ignore"):
+            np.testing.assert_array_equal(named(name)(leaf(row)).data, named(name)(np.array(row)))
+
+
+REFUSED: dict[str, list[Call]] = {
+    "average": [Call(X, weights=V), Call(X, axis=0, weights=V), Call(X, 2)],
+    "broadcast_to": [Call(V, (2,)), Call(X, (3,)), Call(X, (2, -3))],
+    "clip": [Call(X, A(2), 3.0)],
+    "column_stack": [Call([V, A(2)]), Call([])],
+    "concatenate": [Call([X, V]), Call([X, A(2, 2)]), Call([S, S]), Call([X, X], 2), Call([X, X], axis=-3)],
+    "cross": [Call(V, A(4)), Call(A(4), A(4)), Call(X, A(4, 3)), Call(S, V)],
+    "cumprod": [Call(X, 2), Call(X, axis=-3)],
+    "cumsum": [Call(X, 2), Call(X, axis=-3)],
+    "diag": [Call(S), Call(N)],
+    "diagonal": [Call(V), Call(X, 0, 0, 0), Call(X, 0, 0, 2)],
+    "diff": [Call(X, -1), Call(X, axis=2), Call(S)],
+    "dot": [Call(X, X), Call(V, A(2)), Call(N, V), Call(V, A(2, 2, 2))],
+    "dsplit": [Call(X, 1), Call(N, 3)],
+    "einsum": [
+        *[Call("ij,jk", X, X), Call("i", X), Call("ij->k", X), Call("ij->ii", X), Call("ij,jk", X), Call("ii", X)],
+        Call("i,i", V, A(2)),
+    ],
+    "expand_dims": [Call(X, 3), Call(X, (0, 0))],
+    "flip": [Call(X, 2), Call(X, (0, 0))],
+    "fliplr": [Call(V)],
+    "flipud": [Call(S)],
+    "hsplit": [Call(S, 1), Call(V, 2)],
+    "hstack": [Call([X, V]), Call([])],
+    "inner": [Call(V, A(2)), Call(X, A(2, 2))],
+    "linalg.det": [Call(X), Call(V)],
+    "linalg.inv": [Call(X), Call(V), Call(N)],
+    "linalg.norm": [
+        *[Call(V, "fro"), Call(N, "fro"), Call(N, 1), Call(X, "nonsense"), Call(X, 3), Call(V, axis=1)],
+        *[Call(N, axis=(0, 1, 2)), Call(X, None, (0, 0)), Call(N, axis=(0, 3)), Call(X, "fro", 0)],
+    ],
+    "linalg.solve": [Call(X, V), Call(M, A(2)), Call(M, A(2, 3)), Call(V, V)],
+    "linalg.slogdet": [Call(X), Call(V)],
+    "matmul": [Call(X, X), Call(S, X), Call(X, S), Call(V, A(2))],
+    "matrix_transpose": [Call(V), Call(S)],
+    "linalg.matrix_transpose": [Call(V), Call(S)],
+    "linalg.matmul": [Call(X, X), Call(S, X)],
+    "median": [Call(X, 2), Call(X, (0, 0))],
+    "moveaxis": [Call(X, 0, 2), Call(X, (0, 0), (0, 1)), Call(X, (0, 1), 0)],
+    "pad": [Call(X, -1), Call(X, ((1, 1),) * 3), Call(X, 1, "nonsense")],
+    "ptp": [Call(X, 2)],
+    "repeat": [Call(X, -1), Call(X, [1, 2], 1), Call(X, 2, 2)],
+    "reshape": [Call(X, 5), Call(X, (-1, -1)), Call(X, (4, -1))],
+    "roll": [Call(X, 1, 2), Call(X, (1, 2, 3), (0, 1))],
+    "rot90": [Call(V), Call(X, 1, (0, 0)), Call(X, 1, (0, 2))],
+    "sort": [Call(S), Call(X, 2), Call(X, kind="nonsense")],
+    "split": [Call(V, 2), Call(X, 2, 2), Call(S, 1)],
+    "array_split": [Call(V, 0), Call(S, 1)],
+    "squeeze": [Call(X, 0), Call(X, 2)],
+    "stack": [Call([X, V]), Call([]), Call([X, X], 3)],
+    "swapaxes": [Call(X, 0, 2), Call(V, 0, 1)],
+    "take": [Call(X, 6), Call(X, 2, 0), Call(X, 0, 2)],
+    "take_along_axis": [Call(X, np.array([0]), 0), Call(X, INTS, 1), Call(X, ONES, 1), Call(X, INTS % 2, None)],
+    "tensordot": [Call(X, X, 1), Call(X, X, ([0], [1])), Call(X, X, ([0, 1], [0])), Call(V, V, 2), Call(X, X, (2, 0))],
+    "linalg.tensordot": [Call(X, X, axes=1)],
+    "tile": [Call(X, -1)],
+    "trace": [Call(V), Call(X, 0, 0, 0)],
+    "transpose": [Call(X, (0,)), Call(X, (0, 0)), Call(X, (0, 2))],
+    "tril": [Call(S)],
+    "triu": [Call(S)],
+    "var": [Call(X, 2), Call(X, (0, 0))],
+    "vdot": [Call(V, A(2)), Call(X, V)],
+    "vsplit": [Call(V, 1), Call(X, 3)],
+    "vstack": [Call([V, A(2)]), Call([])],
+    "where": [Call(True, X)],
+}
+
+
+@pytest.mark.parametrize(("name", "call"), params(REFUSED))
+def test_what_numpy_refuses_is_refused(name, call):
+    with pytest.raises(Exception):  # noqa: B017, PT011
+        call.of(named(name), call.draw())
+    with pytest.raises((TypeError, ValueError, IndexError, np.linalg.LinAlgError)):
+        pytest.fail(f"it gave {call.of(named(name), leaves_of(call.draw()))}")
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_arguments_by_position_by_keyword_and_with_defaults_give_the_same(name):
+    function = named(name)
+    if isinstance(function, np.ufunc) or name in OF_THIS_FILE:
+        return
+    for call in CATALOGUE[name]:
+        arrays = call.draw()
+        args, options = call.arguments
         try:
-            out.backward(np.ones(out.shape, np.float32))
-        finally:
-            tinygrad_lite._fit = fit
-        assert out.dtype == np.float32
-        assert all(t.grad.dtype == np.float32 for t in leaves)
-    for name in REDUCTIONS:
-        x = Tensor(DOMAINS["any"](rng, (3, 2)).astype(np.float32), requires_grad=True)
-        out = getattr(x, name)(axis=0)
-        tinygrad_lite._fit = watched
-        try:
-            out.backward(np.ones(out.shape, np.float32))
-        finally:
-            tinygrad_lite._fit = fit
-        assert out.dtype == x.grad.dtype == np.float32
-    assert set(seen) == {np.dtype(np.float32)}
+            bound = inspect.signature(function).bind(*args, **options)
+        except ValueError:  # of functions in C that do not tell their parameters
+            return
+        kinds = {key: parameter.kind for key, parameter in bound.signature.parameters.items()}
+        by_keyword = {
+            key: x for key, x in bound.arguments.items() if kinds[key] == inspect.Parameter.POSITIONAL_OR_KEYWORD
+        }
+        if all(kind != inspect.Parameter.VAR_POSITIONAL for kind in kinds.values()):
+            rest = [x for key, x in bound.arguments.items() if kinds[key] == inspect.Parameter.POSITIONAL_ONLY]
+            only = {key: x for key, x in bound.arguments.items() if kinds[key] == inspect.Parameter.KEYWORD_ONLY}
+            ways = [Call(*bound.args, **bound.kwargs), Call(*rest, **by_keyword, **only)]
+        else:
+            ways = [Call(*bound.args, **bound.kwargs)]
+        bound.apply_defaults()
+        ways.append(Call(*bound.args, **bound.kwargs))
+        expected, gradients = backward(name, call, arrays)
+        for way in ways:
+            assert way.drawn == call.drawn
+            out, found = backward(name, way, arrays)
+            assert_same(out, tree_map(data_of, expected))
+            for g, h in zip(found, gradients, strict=True):
+                np.testing.assert_array_equal(g, h)
+
+
+@pytest.mark.parametrize("name", [name for name in CATALOGUE if name != "astype"])
+def test_float32_stays_float32_in_every_rule(name, monkeypatch):
+    fit, seen = tinygrad_lite._fit, set()
+    monkeypatch.setattr(tinygrad_lite, "_fit", lambda g, *args: seen.add(g.dtype) or fit(g, *args))
+    for call in CATALOGUE[name]:
+        arrays = call.draw()
+        _, expected = backward(name, call, arrays)
+        single = [a.astype(np.float32) if is_float(a) else a for a in arrays]
+        cast = call.cast(np.float32)
+        plain = cast.of(named(name), single)
+        seen.clear()
+        out, gradients = backward(name, cast, single, np.float32)
+        for x, y in zip(tree_leaves(out), tree_leaves(plain), strict=True):
+            assert (x.shape, x.dtype) == (np.shape(y), y.dtype)
+            np.testing.assert_allclose(data_of(x), y, rtol=1e-5, atol=1e-6)
+        for g, h in zip(gradients, expected, strict=True):
+            assert g.dtype == np.float32
+            np.testing.assert_allclose(g, h, rtol=2e-4, atol=2e-4)
+        if all(x.dtype == np.float32 for x in tree_leaves(plain)):  # no operand made NumPy itself take float64
+            assert seen <= {np.dtype(np.float32)}
+            assert {node.out.dtype for node in nodes_of(*required(tree_leaves(out))) if node.row} <= {
+                np.dtype(np.float32)
+            }
+
+
+HALVES = ["add", "power", "exp", "tanh", "arctan2", "sigmoid", "where", "clip", "sum", "mean", "max", "prod", "std"]
+HALVES += ["median", "cumsum", "concatenate", "stack", "matmul", "einsum", "linalg.norm", "pad", "getitem", "sort"]
+
+
+@pytest.mark.parametrize("name", HALVES)
+def test_float16_stays_float16(name):
+    for call in CATALOGUE[name]:
+        arrays = call.draw()
+        _, expected = backward(name, call, arrays)
+        half = [a.astype(np.float16) if is_float(a) else a for a in arrays]
+        plain = call.cast(np.float16).of(named(name), half)
+        out, gradients = backward(name, call.cast(np.float16), half, np.float16)
+        assert [x.dtype for x in tree_leaves(out)] == [x.dtype for x in tree_leaves(plain)]
+        for g, h in zip(gradients, expected, strict=True):
+            assert g.dtype == np.float16
+            np.testing.assert_allclose(g, h, rtol=0.05, atol=0.05)
 
 
 def test_mixed_dtypes_follow_numpy_and_gradients_the_operand():
@@ -391,6 +1017,157 @@ def test_all_float_dtypes_can_require_gradients(dtype):
     (x**2).sum().backward()
     assert x.grad.dtype == dtype
     np.testing.assert_array_equal(x.grad, np.array([2, 4], dtype))
+
+
+@pytest.mark.parametrize("name", [name for name in CONSTANTS if known(name)])
+def test_constants_are_numpys_and_carry_no_gradient(name):
+    function = named(name)
+    for call in CONSTANTS[name]:
+        arrays = call.draw()
+        plain = call.of(function, arrays)
+        out = call.of(function, [leaf(a) if is_float(a) else leaf(a - 0.5) > 0 for a in arrays])
+        assert type(out) is (type(plain) if not hasattr(plain, "dtype") else Tensor)
+        for x, y in zip(tree_leaves(out), tree_leaves(plain), strict=True):
+            if isinstance(x, Tensor):
+                assert not x.requires_grad
+                assert (x.shape, x.dtype) == (np.shape(y), y.dtype)
+                if name != "empty_like":
+                    np.testing.assert_array_equal(x.data, y)
+            else:
+                assert x == y
+    assert not np.linalg.norm(leaf([1.0, 0.0]), 0).requires_grad
+
+
+def test_a_constant_of_a_tensor_that_it_would_copy_is_refused():
+    with pytest.raises(TypeError, match=r"np\.(full_like|copyto)"):
+        np.full_like(np.ones(2), leaf(1.0))
+    fill = leaf(1.0)
+    np.full_like(leaf([1.0, 2.0]), fill).sum().backward()
+    assert fill.grad == 2.0
+
+
+# What is not in the table is refused, and so are the options that no rule sees.
+
+
+def refusal(function: Any) -> str:
+    """The error of the first call whose arguments NumPy lets Tensors see, or what it gave instead of an error."""
+    t, m = leaf([1.0, 2.0, 3.0]), leaf(np.eye(3))
+    attempts: list[Any] = [(t,), (m,), (t, t), (m, t), (t, 1), (t, t, t), (t, [1], 1), ([t, t],), ([t, t], [t, t])]
+    attempts += [(1, t, t), (t, 1, 1.0), (len, 0, t), (len, t, 0), (t, t, 1, t), (t, t, t, t), (t, [t > 0], [len])]
+    attempts += [("i,i", t, t), ("file", t)]
+    calls = [(args, {"like": t}) for args in ((3,), (3, 3), ([1.0],), (len, 3), ("1", float))]
+    calls += [(args, {}) for args in attempts]
+    for args, options in calls:
+        try:
+            return f"{args} gave {function(*args, **options)!r}"
+        except Exception as error:
+            if isinstance(error, TypeError) and "defvjp" in str(error):
+                return str(error)
+    return "no call got through"
+
+
+def test_functions_without_a_row_are_refused_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert len(FUNCTIONS) > 350
+    missing = [f for f in FUNCTIONS if f not in ROWS]
+    errors = {f"{f.__module__ if hasattr(f, '__module__') else 'numpy'}.{f.__name__}": refusal(f) for f in missing}
+    expected = r"np\.[\w.]*?{name} has no derivative rule: add one with defvjp\(np\.[\w.]*?{name}, "
+    names = {key: key.split(".")[-1].lstrip("_").removesuffix("_with_like") for key in errors}
+    assert {k: e for k, e in errors.items() if not re.match(expected.format(name=names[k]), e)} == {}
+    assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize("ufunc", get_overridable_numpy_ufuncs(), ids=lambda f: f.__name__)
+def test_methods_and_options_of_ufuncs_are_refused_by_name(ufunc):
+    t = leaf([1.0, 2.0, 3.0])
+    methods = {"reduce": (t,), "accumulate": (t,), "outer": (t, t), "at": (t, [0], t), "reduceat": (t, [0])}
+    for method, args in methods.items():
+        if ufunc.nin == 2 and ufunc.nout == 1 and not ufunc.signature:
+            with pytest.raises(TypeError, match=rf"np\.[\w.]*{ufunc.__name__.lstrip('_')}\.{method} "):
+                getattr(ufunc, method)(*args)
+        else:  # most of these NumPy has not
+            with pytest.raises((TypeError, ValueError, RuntimeError)):
+                getattr(ufunc, method)(*args)
+    args = [t] * ufunc.nin
+    options = {"out": np.ones(3), "casting": "unsafe", "order": "F", "dtype": np.float32, "subok": False}
+    options |= {"axis": 0, "keepdims": True} if ufunc.signature else {"where": np.array([True, False, True])}
+    for option, value in options.items():
+        value = (value,) * ufunc.nout if option == "out" and ufunc.nout > 1 else value
+        with pytest.raises(TypeError, match=rf"np\.[\w.]*{ufunc.__name__.lstrip('_')} with {option}= "):
+            ufunc(*args, **{option: value})
+
+
+OPTIONS = {
+    "casting": "unsafe",
+    "copy": False,
+    "correction": 1,
+    "dtype": np.float32,
+    "initial": 2.5,
+    "kind": "stable",
+    "mean": 0.5,
+    "mode": "clip",
+    "order": "F",
+    "overwrite_input": True,
+    "stable": True,
+    "subok": True,
+    "constant_values": 3.0,
+    "returned": True,
+    "prepend": 1.5,
+    "append": 1.5,
+}
+UNTOLD = {"concatenate": ["out", "dtype", "casting"], "dot": ["out"], "einsum": ["dtype", "order", "casting", "out"]}
+
+
+@pytest.mark.parametrize("name", [name for name in CATALOGUE if name not in OF_THIS_FILE])
+def test_options_that_no_rule_sees_are_refused_or_right(name):
+    function = named(name)
+    if isinstance(function, np.ufunc):
+        return
+    call = CATALOGUE[name][1]
+    arrays = call.draw()
+    plain = call.of(function, arrays)
+    try:
+        told = set(inspect.signature(function).parameters)
+    except ValueError:
+        told = set()
+    told |= set(UNTOLD.get(name, ())) | ({"constant_values"} if name == "pad" else set())
+    for option in sorted(told & {*OPTIONS, "out", "where"}):
+        values = [OPTIONS.get(option)]
+        if option == "out":
+            values = [np.array(plain), Tensor(np.array(plain)), leaf(np.array(plain))]
+        if option == "where":
+            values = [np.arange(arrays[0].size).reshape(arrays[0].shape) > 0]
+        for value in values:
+            args, options = call.arguments
+            if option in options or (name, option) == ("full_like", "dtype"):  # float32 is too coarse for differences
+                continue
+            more = Own(*args, **options, **{option: value})
+            message = ""
+            try:
+                more.of(function, leaves_of(arrays))
+            except (TypeError, ValueError) as error:
+                message = str(error)
+            if message:
+                assert re.match(rf"np\.[\w.]+ .*\b{option}\b", message)
+            else:
+                assert option != "out"
+                check(name, more)
+
+
+def test_results_are_not_written_into_tensors():
+    t = leaf([1.0, 2.0])
+    for call in (
+        lambda: np.add(1.0, [1.0, 2.0], out=t),
+        lambda: np.sum(np.ones((2, 2)), 0, out=t),
+        lambda: np.concatenate([np.ones(1), np.ones(1)], out=t),
+        lambda: np.copyto(t, 1.0),
+        lambda: np.copyto(np.ones(2), t),
+        lambda: np.add.at(t, [0], 1.0),
+        lambda: np.put(t, [0], 1.0),
+    ):
+        with pytest.raises(TypeError, match=r"np\.(add|sum|concatenate|copyto|put)\b"):
+            call()
+    np.testing.assert_array_equal(t.data, [1.0, 2.0])
 
 
 # --- Conventions where a derivative is a choice -----------------------------------------------------------------------
@@ -592,40 +1369,6 @@ def test_large_arrays_that_no_rule_reads_are_not_kept():
     assert w.grad == pytest.approx(2 * math.tanh(2) / math.cosh(2) ** 2, rel=1e-12)
 
 
-@pytest.mark.parametrize("case", ELEMENTWISE + OTHERS, ids=lambda case: case[0])
-def test_rules_read_no_more_than_their_parameters_say(case, monkeypatch):
-    rng = np.random.default_rng(0)
-    if case in ELEMENTWISE:
-        arrays = [DOMAINS[domain](rng, (3, 2)) for domain in case[1]]
-    else:
-        arrays = [rng.uniform(0.5, 2.0, case[1])]
-    plain = grads(lambda *xs: np.sum(case[2](np, *xs)), *arrays)[1]
-    monkeypatch.setattr(tinygrad_lite, "_LARGE", 0)
-    for found, expected in zip(grads(lambda *xs: np.sum(case[2](np, *xs)), *arrays)[1], plain, strict=True):
-        np.testing.assert_array_equal(found, expected)
-    check_rule(case[2], arrays, rng)
-
-
-@pytest.mark.parametrize("shapes", MATMUL_SHAPES[:11], ids=str)
-def test_matmul_reads_no_more_than_its_parameters_say(shapes, monkeypatch):
-    monkeypatch.setattr(tinygrad_lite, "_LARGE", 0)
-    rng = np.random.default_rng(0)
-    arrays = [rng.normal(size=shape) for shape in shapes]
-    check_rule(lambda xp, x, y: x @ y * 1.1, arrays, rng)
-    check_rule(lambda xp, x: x @ arrays[1] * 1.1, arrays[:1], rng)
-    check_rule(lambda xp, y: arrays[0] @ y * 1.1, arrays[1:], rng)
-
-
-@pytest.mark.parametrize("name", [*REDUCTIONS, "index"])
-@pytest.mark.parametrize("axis", [None, 0, (0, 1)])
-def test_reductions_and_indices_read_no_more_than_their_parameters_say(name, axis, monkeypatch):
-    monkeypatch.setattr(tinygrad_lite, "_LARGE", 0)
-    rng = np.random.default_rng(0)
-    x = rng.uniform(0.5, 2.0, (3, 4))
-    function = (lambda xp, x: x[[0, -1, 0]] * 2) if name == "index" else (lambda xp, x: getattr(xp, name)(x * 2, axis))
-    check_rule(function, [x], rng, second=False)
-
-
 def test_gradients_shared_by_two_leaves_are_arrays_of_their_own():
     x, y, g = leaf([1.0, 2.0]), leaf([3.0, 4.0]), np.array([1.0, 1.0])
     (x + y).backward(g)
@@ -752,37 +1495,976 @@ def test_an_error_in_backward_leaves_all_gradients_as_they_were():
     assert y.grad is None
 
 
-def test_random_programs_agree_with_second_engine():
-    unary = [
-        lambda xp, a: xp.tanh(a),
-        lambda xp, a: xp.sin(a),
-        lambda xp, a: xp.exp(-a * a),
-        lambda xp, a: xp.mean(a, axis=0, keepdims=True) + a,
-        lambda xp, a: xp.reshape(a, (4, 3)).T,
-        lambda xp, a: a[::-1, [1, 1, 0, 3]],
-        lambda xp, a: xp.sum(a) * 0.1 + a,
-        lambda xp, a: (a @ a.T) @ a * 0.1,
+# --- Gradients of functions -------------------------------------------------------------------------------------------
+
+
+SMOOTH = [
+    name
+    for name in ELEMENTWISE
+    if name not in ("where", "maximum", "minimum", "fmax", "fmin", "absolute", "fabs", "remainder")
+]
+
+
+def derivatives(f: Any, n: int) -> Any:
+    """The derivative of order n, by n nested gradients."""
+    return f if n == 0 else derivatives(grad(f), n - 1)
+
+
+def test_nested_gradients_do_not_confuse_their_variables():
+    assert grad(lambda x: x * grad(lambda y: x + y)(x))(2.0) == 1.0
+    assert grad(lambda x: x * grad(lambda y: x * y)(x))(2.0) == 4.0
+    assert grad(lambda x: grad(lambda y: x * y)(3.0))(2.0) == 1.0
+    assert grad(lambda x: x * grad(lambda y: x * x * y)(3.0))(2.0) == 12.0
+    assert grad(lambda x: grad(lambda y: grad(lambda z: x * y * z * z)(y))(x))(3.0) == 24.0  # of 4x**2
+    for order, expected in enumerate([math.exp(-0.5), -math.exp(-0.5), math.exp(-0.5), -math.exp(-0.5)]):
+        assert derivatives(lambda x: np.exp(-x), order)(0.5) == pytest.approx(expected, rel=1e-14)
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_third_derivatives_of_smooth_functions_agree_with_second_engine_or_differences(name):
+    function, domains = named(name), ELEMENTWISE[name]
+    arrays = [DOMAINS[domain](np.random.default_rng(1), ()).item() for domain in domains]
+    for i in range(len(arrays)):
+
+        def f(x: Any, i: int = i) -> Any:
+            return function(*arrays[:i], x, *arrays[i + 1 :])
+
+        third = derivatives(f, 3)(arrays[i])
+        h = 1e-4
+        second = derivatives(f, 2)
+        difference = (second(arrays[i] + h) - second(arrays[i] - h)) / (2 * h)
+        np.testing.assert_allclose(third, difference, rtol=1e-6, atol=1e-6)
+
+
+def test_grad_gives_arrays_of_its_own_with_the_arguments_shape_and_dtype():
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    value, gradient = value_and_grad(lambda x: (x * x).sum())(x)
+    assert (type(value), value.shape, value.dtype, value) == (np.ndarray, (), np.float32, 55)
+    assert (type(gradient), gradient.dtype) == (np.ndarray, np.float32)
+    np.testing.assert_array_equal(gradient, 2 * x)
+    gx, gy = grad(lambda x, y: (x + y).sum(), (0, 1))(x, x)
+    gx += 1
+    np.testing.assert_array_equal(gy, np.ones((2, 3)))
+    assert grad(np.sum)(x).flags.writeable
+    number = grad(lambda x: x**2)(np.float64(3.0))
+    assert (type(number), number.shape, number) == (np.ndarray, (), 6.0)
+    last, first = grad(lambda x, y: x * x * y, (-1, 0))(2.0, 5.0)
+    assert (last, first) == (4.0, 20.0)
+    np.testing.assert_array_equal(grad(lambda x: 3.0)(x), np.zeros((2, 3)))
+    np.testing.assert_array_equal(grad(lambda x: Tensor(3.0))(x), np.zeros((2, 3)))
+    assert grad(lambda x, scale=1.0: x * scale)(2.0, scale=3.0) == 3.0
+    assert grad(lambda x: x[0])(np.array([1.0])).tolist() == [1.0]
+    assert value_and_grad(lambda x: x.reshape(1, 1))(2.0)[0].shape == (1, 1)
+
+
+def test_gradients_have_the_structure_of_the_arguments():
+    point = collections.namedtuple("point", "x y")
+    params = {
+        "layers": [(np.ones((2, 3), np.float32), np.zeros(3)), point(np.ones((3, 1)), 2.0)],
+        "scale": np.float32(3),
+    }
+
+    def loss(params: Any, data: Any) -> Any:
+        (w, b), last = params["layers"]
+        return (np.tanh(data @ w + b) @ last.x * last.y * params["scale"]).sum()
+
+    data = np.arange(4.0).reshape(2, 2)
+    value, gradient = value_and_grad(loss)(params, data)
+    assert value == loss(params, data)
+    (gw, gb), last = gradient["layers"]
+    assert isinstance(last, point)
+    assert isinstance(gradient["layers"][0], tuple)
+    assert [g.dtype for g in (gw, gb, last.x, last.y, gradient["scale"])] == [
+        np.float32,
+        float,
+        float,
+        float,
+        np.float32,
     ]
-    binary = [lambda a, b: a + b, lambda a, b: a * b, lambda a, b: a - b * b, lambda a, b: a / (1 + b * b)]
-    for seed in range(100):
+    flat = [*params["layers"][0], *params["layers"][1], params["scale"]]
+    numeric = central_differences(
+        lambda w, b, x, y, s: loss({"layers": [(w, b), point(x, y)], "scale": s}, data), flat, 1.0
+    )
+    for g, expected in zip([gw, gb, last.x, last.y, gradient["scale"]], numeric, strict=True):
+        assert g.shape == np.shape(expected)
+        np.testing.assert_allclose(g, expected, rtol=1e-4)
+    both = grad(loss, (0, 1))(params, data)
+    assert both[1].shape == data.shape
+    assert grad(lambda p: sum(p, 0.0))([1.0, 2.0]) == [1.0, 1.0]
+    assert grad(lambda p, x: x * 2)({}, 1.0) == {}
+    second = hessian(lambda p: p["a"] ** 2 * p["b"])({"a": 3.0, "b": 5.0})
+    assert second == {"a": {"a": 10.0, "b": 6.0}, "b": {"a": 6.0, "b": 0.0}}
+
+
+def test_python_floats_stay_weak_and_their_arithmetic_is_numpys():
+    x = np.float32([1, 2, 3])
+    dtypes = []
+
+    def f(a: Any) -> Any:
+        results = [
+            a * x,
+            x**a,
+            -a + x,
+            abs(a) / x,
+            2 * a - x,
+            np.maximum(x, a),
+            np.multiply(a, x),
+            np.clip(x, a, 2 * a),
+        ]
+        dtypes.extend(out.dtype for out in results)
+        assert (a > 0).dtype == bool
+        assert (a.shape, a.ndim, a.size, a.dtype, type(a.item())) == ((), 0, 1, np.float64, float)
+        assert a.data.shape == a.sum().shape == ()
+        assert (a.detach() * x).dtype == np.float32
+        return sum(out.sum() for out in results)
+
+    value, gradient = value_and_grad(f)(2.5)
+    assert set(dtypes) == {np.dtype(np.float32)}
+    assert value.dtype == np.float32
+    assert gradient.dtype == np.float64
+    above, below = (value_and_grad(f)(2.5 + h)[0].item() for h in (0.02, -0.02))
+    assert gradient == pytest.approx((above - below) / 0.04, rel=1e-3)
+    assert grad(grad(lambda a: (a * a * x).sum()))(2.0) == 12.0
+    assert (np.exp(2.0) * x).dtype == value_and_grad(lambda a: (np.exp(a) * x).sum())(2.0)[0].dtype == np.float64
+    with np.errstate(all="ignore"):
+        assert value_and_grad(lambda a: 1.0 / a)(0.0)[0] == np.inf
+        assert value_and_grad(lambda a: a**400)(1e300)[0] == np.inf
+        assert np.isnan(value_and_grad(lambda a: a**0.5)(-1.0)[0])
+
+
+def test_what_depends_on_other_tensors_comes_back_as_a_tensor():
+    w = leaf(3.0)
+    value, gradient = value_and_grad(lambda x: w * x * x)(2.0)
+    assert isinstance(value, Tensor)
+    assert isinstance(gradient, Tensor)
+    (value + gradient).backward()
+    assert w.grad == 4.0 + 4.0
+    x = leaf([1.0, 2.0])
+    g = grad(lambda x: (x**3).sum())(x)
+    g.sum().backward()
+    np.testing.assert_array_equal(x.grad, [6.0, 12.0])
+    assert w.grad == 8.0
+    with no_grad():
+        assert type(grad(lambda x: w * x * x)(2.0)) is np.ndarray
+        assert type(grad(lambda x: (x**3).sum())(x)) is np.ndarray
+        assert grad(grad(lambda x: x**3))(2.0) == 12.0
+    inner = leaf(1.0)
+    assert isinstance(grad(lambda x: x * inner)(1.0), Tensor)
+    assert inner.grad is None
+
+
+def test_gradients_of_functions_leave_leaves_alone():
+    w = leaf([1.0, 2.0])
+    grad(lambda x: (w * x).sum())(np.ones(2))
+    grad(lambda w: (w * w).sum())(w)
+    jacobian(lambda x: w * x)(np.ones(2))
+    assert w.grad is None
+
+
+def rosenbrock(x: Any) -> Any:
+    return (100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum()
+
+
+def test_jacobian_and_hessian_agree_with_second_engine():
+    rng = np.random.default_rng(0)
+    x, A = rng.normal(size=5), rng.normal(size=(4, 5))
+    np.testing.assert_allclose(hessian(rosenbrock)(x), autograd.hessian(rosenbrock)(x), rtol=1e-12)
+    np.testing.assert_allclose(
+        jacobian(lambda x: np.tanh(A @ x))(x), (1 - np.tanh(A @ x) ** 2)[:, None] * A, rtol=1e-12
+    )
+    third = jacobian(hessian(rosenbrock))(x)
+    expected = autograd.jacobian(autograd.hessian(rosenbrock))(x)
+    np.testing.assert_allclose(third, expected, rtol=1e-10, atol=1e-10)
+    by_x, by_a = jacobian(lambda x, a: a @ x, (0, 1))(x, A)
+    np.testing.assert_array_equal(by_x, A)
+    np.testing.assert_allclose(by_a, np.eye(4)[:, :, None] * x)
+    assert jacobian(lambda x: x * 2)(np.float32(3)).dtype == np.float32
+    assert jacobian(lambda x: x[:0])(x).shape == (0, 5)
+    assert jacobian(lambda x: np.ones(3))(x).tolist() == np.zeros((3, 5)).tolist()
+    pair = jacobian(lambda x: (x.sum(), {"twice": 2 * x}))(np.ones(2))
+    np.testing.assert_array_equal(pair[0], [1.0, 1.0])
+    np.testing.assert_array_equal(pair[1]["twice"], 2 * np.eye(2))
+
+
+@pytest.mark.parametrize(
+    "f", [np.tanh, lambda x: x @ x.T, lambda x: np.linalg.inv(x), lambda x: x.sum(axis=0), np.prod]
+)
+def test_jvp_agrees_with_the_jacobian_and_with_differences(f):
+    rng = np.random.default_rng(0)
+    x, t = rng.normal(size=(3, 3)), rng.normal(size=(3, 3))
+    value, tangent = jvp(f, (x,), (t,))
+    np.testing.assert_allclose(value, f(x), rtol=1e-14)
+    np.testing.assert_allclose(tangent, np.tensordot(jacobian(f)(x), t, 2), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(tangent, (f(x + 1e-6 * t) - f(x - 1e-6 * t)) / 2e-6, rtol=1e-5, atol=1e-7)
+
+
+def test_jvp_takes_structures_and_can_be_differentiated():
+    params, directions = {"w": np.ones(3), "b": 2.0}, {"w": np.arange(3.0), "b": 1.0}
+    value, tangent = jvp(lambda p, x: (p["w"] * x).sum() * p["b"], (params, 3.0), (directions, 0.5))
+    assert (value, tangent) == (18.0, 3 * 3.0 * 2 + 9.0 + 0.5 * 3 * 2)
+    assert jvp(lambda x: 5.0, (1.0,), (1.0,)) == (5.0, 0.0)
+    assert grad(lambda x: jvp(lambda y: y**3, (x,), (1.0,))[1])(2.0) == 12.0
+    x = leaf(2.0)
+    jvp(lambda y: y**3, (x,), (1.0,))[1].backward()
+    assert x.grad == 12.0
+
+
+def test_hessian_vector_products_take_two_lines_and_a_small_multiple_of_the_calls_of_a_gradient():
+    rng = np.random.default_rng(0)
+    X, x, v = rng.normal(size=(30, 8)), rng.normal(size=8), rng.normal(size=8)
+
+    def f(w: Any) -> Any:
+        return np.logaddexp(0, -np.tanh(X @ w) * w.sum()).mean()
+
+    def product(w: Any) -> Any:
+        return grad(lambda w: grad(f)(w) @ v)(w)
+
+    np.testing.assert_allclose(product(x), hessian(f)(x) @ v, rtol=1e-10)
+    np.testing.assert_allclose(jvp(grad(f), (x,), (v,))[1], product(x), rtol=1e-10)
+    counts = []
+    for call in (grad(f), product):
+        calls: list[str] = []
+        sys.setprofile(lambda frame, event, function, calls=calls: calls.append(event) if event == "c_call" else None)
+        try:
+            call(x)
+        finally:
+            sys.setprofile(None)
+        counts.append(len(calls))
+    assert counts[1] < 8 * counts[0]
+
+
+def test_backward_with_create_graph_takes_a_tensor_as_gradient():
+    x, u = leaf([1.0, 2.0]), leaf([1.0, 1.0])
+    (x**3).backward(u, create_graph=True)
+    (x.grad @ np.array([1.0, 10.0])).backward()
+    np.testing.assert_array_equal(u.grad, [3.0, 120.0])
+
+
+def test_scipys_functions_get_rules_in_one_line():
+    erf = defvjp(scipy.special.erf, lambda g, out, x: g * (2 / math.sqrt(math.pi)) * np.exp(-x * x))
+    assert erf is scipy.special.erf
+    x = np.linspace(-2, 2, 9)
+    assert gradcheck(scipy.special.erf, x)
+    assert gradcheck(grad(lambda x: scipy.special.erf(x).sum()), x)
+    np.testing.assert_allclose(
+        grad(grad(scipy.special.erf))(0.5), -2 / math.sqrt(math.pi) * math.exp(-0.25), rtol=1e-14
+    )
+    assert scipy.special.erf(leaf(np.float32([0.5]), np.float32)).dtype == np.float32
+    with pytest.raises(TypeError, match=r"scipy.*gamma|np\.gamma"):
+        scipy.special.gamma(leaf(1.0))
+
+
+def test_a_plain_function_with_a_rule_goes_through_grad_and_keywords():
+    calls = []
+
+    def stable(x: Any, scale: Any = 1.0) -> Any:
+        calls.append(type(x))
+        return np.log1p(np.exp(-abs(x))) + np.maximum(x, 0) * scale
+
+    softplus = defvjp(stable, lambda g, out, x, scale=1.0: g * (1 / (1 + np.exp(-x)) + (scale - 1) * (x > 0)))
+    assert grad(softplus)(0.5) == pytest.approx(1 / (1 + math.exp(-0.5)))
+    assert gradcheck(lambda x: softplus(x, scale=2.0), np.array([-1.0, 0.5]))
+    assert gradcheck(lambda x: softplus(scale=2.0, x=x), np.array([-1.0, 0.5]))
+    assert Tensor not in calls
+
+
+def test_logsumexp_is_one_line():
+    def logsumexp(x: Any, axis: Any = None) -> Any:
+        return np.log(np.sum(np.exp(x - np.max(x, axis, keepdims=True)), axis)) + np.max(x, axis)
+
+    x = np.random.default_rng(0).normal(size=(3, 4)) * 1000
+    np.testing.assert_allclose(logsumexp(x, 1), scipy.special.logsumexp(x, 1))
+    np.testing.assert_allclose(grad(lambda x: logsumexp(x, 1).sum())(x), scipy.special.softmax(x, 1), atol=1e-12)
+    assert gradcheck(lambda x: logsumexp(x, 0), x / 1000)
+
+
+def test_threads_differentiate_functions_at_the_same_time():
+    results = {}
+
+    def work(n: int) -> None:
+        results[n] = [grad(grad(lambda x: x**4 * n))(float(k)).item() for k in range(50)]
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == {n: [12.0 * k * k * n for k in range(50)] for n in range(4)}
+
+
+# --- Random programs --------------------------------------------------------------------------------------------------
+# What an operation of a program can be: of a variable a, or of two of them; smooth where values come to, and of shapes
+# that fit, or another operation takes its place. The other letters are filled in as the shape of a allows.
+OPERATIONS_TEXT = """
+    a + b; a - b; a * b; a / (2 + b * b); (1 + a * a) ** np.tanh(b); -a; a ** 3; 1.5**a; (1 + a * a) ** -0.5
+    np.add(a, N); np.subtract(N, a); np.multiply(a, N); np.divide(N, 2 + np.sin(a)); np.power(2 + np.sin(a), 1.3)
+    np.remainder(a, 7.3); np.arctan2(a, 2 + b * b); np.logaddexp(a, b); np.logaddexp2(a, b)
+    np.maximum(a, b); np.minimum(a, b); np.fmax(a, N); np.fmin(N, a); np.where(a > b, a - b, a * b)
+    np.where(a < N, 1.0, a + N)
+    np.clip(a, -0.6, 1.1); np.abs(a + 0.37); np.fabs(a + 0.37); np.absolute(a + 0.37); np.negative(a)
+    np.exp(np.sin(a)); np.exp2(np.cos(a)); np.expm1(np.sin(a)); np.log(1 + a * a); np.log2(2 + np.cos(a))
+    np.sqrt(1 + a * a)
+    np.log10(1 + a * a); np.log1p(a * a); np.sin(a); np.cos(a); np.tan(np.sin(a)); np.tanh(a); np.sinh(np.sin(a))
+    np.cosh(np.sin(a)); np.arcsin(0.9 * np.sin(a)); np.arccos(0.9 * np.cos(a)); np.arctan(a); np.arcsinh(a)
+    np.arccosh(1.5 + a * a); np.arctanh(0.9 * np.tanh(a)); np.square(a); np.reciprocal(1 + a * a); np.nan_to_num(a)
+    np.deg2rad(a); np.radians(a); np.rad2deg(0.1 * a); np.degrees(0.1 * a)
+    np.sum(a, axis=AXES, keepdims=KEEP); np.mean(a, axis=AXES, keepdims=KEEP); np.max(a, axis=AXES, keepdims=KEEP)
+    np.min(a, axis=AXES, keepdims=KEEP); np.amax(a, axis=AXIS); np.amin(a); np.var(a, axis=AXIS, keepdims=KEEP)
+    np.var(a)
+    np.prod(1.5 + np.sin(a), axis=AXIS); np.prod(1.5 + np.cos(a)); np.cumsum(a, axis=AXIS); np.cumsum(a)
+    np.std(np.concatenate([a, a + 1], AXIS), AXIS); np.linalg.norm(2 + np.sin(a))
+    np.linalg.norm(2 + np.sin(a), axis=AXIS)
+    np.sort(np.ravel(a)); np.diff(a, axis=AXIS); np.trace(a); np.diag(a + a.T)
+    np.diagonal(a + np.swapaxes(a, -1, -2), 0, -1, -2)
+    np.tril(a + np.swapaxes(a, -1, -2), K); np.triu(a * np.swapaxes(a, -1, -2), K)
+    np.reshape(a, SHAPE); np.reshape(a, -1); np.ravel(a); np.squeeze(a); np.squeeze(np.expand_dims(a, 0), 0)
+    np.expand_dims(a, AXIS)
+    np.transpose(a); np.transpose(a, ORDER); a.T; np.swapaxes(a, AXIS, 0); np.moveaxis(a, AXIS, 0)
+    np.broadcast_to(np.expand_dims(a, 0), (2, *a.shape))
+    np.flipud(a); np.fliplr(a); np.rot90(a, K); np.roll(a, K, AXIS); np.roll(a, K); np.atleast_1d(a)
+    np.atleast_2d(a); np.atleast_3d(a); np.repeat(np.expand_dims(a, 0), 2, 0); np.repeat(np.ravel(a), 3)
+    np.tile(np.ravel(a), 2); np.tile(np.ravel(a), (2, 1))
+    np.pad(a, 1, 'constant'); np.array_split(a, 2, AXIS)[0]; np.split(a, [1], AXIS)[-1]; np.vsplit(a, [1])[0]
+    np.hsplit(np.atleast_2d(a), [1])[0]
+    np.concatenate([a, b], AXIS); np.concatenate([b, a, N * b], AXIS); np.stack([a, b], AXIS)
+    np.vstack([a, b]); np.hstack([a, b]); np.column_stack([a, b])
+    a[0]; a[-1]; a[::-1]; a[..., 0]; a[:, 1:]; np.atleast_1d(a)[..., None]; a[None, 1:]; a[:, ::2]; a[[0, 0, -1]]
+    a[..., [1, 0]]; a[:1, -1]
+    a[-1:][a[-1:] > -9]; a[np.array([1, 0]), [0, 0]]; a[np.array([[0, 1], [1, 1]])]
+    a @ b; np.matmul(a, b); np.dot(a, b); np.inner(a, b); np.outer(np.ravel(a), np.ravel(b)); np.tensordot(a, b, 1)
+    np.tensordot(a, b, 0)
+    np.tensordot(a, b, ((0,), (0,))); np.einsum('ij,jk->ik', a - b, (a * b).T); np.einsum('ij,ij->j', a - b, a * b)
+    np.einsum('ij->', a)
+    np.einsum('ij->ji', a); np.einsum('i,j->ij', a, b); np.einsum('...i,...i->...', a - b, a * b)
+    np.einsum('ijk,k', a, a[0, 1])
+    np.kron(np.reshape(a, (-1, 1)), np.atleast_2d(np.ravel(b))); np.cross(a + b + np.ones(3), a * b - np.ones(3))
+    a @ a.T; b @ b; np.linalg.inv(a @ a.T + 2 * np.eye(3)); np.linalg.det(2 * np.eye(2) + np.sin(a))
+    np.linalg.solve(3 * np.eye(3) + np.sin(np.outer(np.ravel(a), np.ravel(a))), np.ravel(b))
+    np.linalg.slogdet(3 * np.eye(2) + np.sin(a))[1]
+"""
+OPERATIONS = [text.strip() for text in OPERATIONS_TEXT.replace("\n", ";").split(";") if text.strip()]
+INPUT_SHAPES = [
+    [(), (3,), (2, 1)],
+    [(3,), (2, 1), (2, 3)],
+    [(2, 2), (2, 2), (1, 2)],
+    [(2, 1, 3), (3, 1), (3, 3)],
+    [(1,), (), (2,)],
+]
+OPERANDS = ["0.7", "-1.2", "np.array([0.4, -0.9, 1.3])", "np.array([[0.8], [-0.3]])"]
+
+
+class Program:
+    """Lines such as ``v3 = np.sin(v1)``, that compute one number from the variables v0, v1 and v2."""
+
+    def __init__(self, shapes: list[Any], seed: int, instructions: list[Any]):
         rng = np.random.default_rng(seed)
-        plan = [(rng.integers(2), rng.integers(99), rng.integers(99), rng.integers(99)) for _ in range(12)]
+        self.inputs = [rng.normal(size=shape) for shape in shapes]
+        self.lines = [f"v{i}  # of shape {shape}" for i, shape in enumerate(shapes)]
+        values, unread = {f"v{i}": x for i, x in enumerate(self.inputs)}, {"v0", "v1", "v2"}
+        for instruction in instructions:
+            expression, read, value = self.chosen(values, *instruction)
+            name = f"v{len(values)}"
+            self.lines.append(f"{name} = {expression}")
+            values[name], unread = value, unread - read | {name}
+        self.lines.append("out = " + " + ".join([f"np.sum(np.sin({v}))" for v in values if v in unread]))
+        self.code = compile("\n".join(self.lines[3:]), "program", "exec")
 
-        def program(xp: Any, x: Any, y: Any, plan: Any = plan) -> Any:
-            values = [x, y + 0 * x]
-            for arity, op, i, j in plan:
-                a, b = values[i % len(values)], values[j % len(values)]
-                values.append(binary[op % len(binary)](a, b) if arity else unary[op % len(unary)](xp, a))
-            return xp.sum(xp.tanh(values[-1])) + xp.sum(xp.tanh(values[-2]))
+    def chosen(self, values: dict[str, Any], operation: str, first: int, second: int, k: int) -> Any:
+        """The operation, of the variables asked for if it can be, and else another; its operands and its value."""
+        names = [*values]
+        a, b = names[~first % len(names)], names[~second % len(names)]
+        for text in (operation, "a * np.tanh(b)", "np.arctan(a)"):
+            expression = WORDS.sub(lambda word: fill(word[0], a, b, values[a].shape, k), text)
+            try:
+                value = np.asarray(eval(expression, {"np": np}, values))
+            except (ValueError, IndexError, TypeError, np.linalg.LinAlgError):
+                continue
+            if 0 < value.size <= 40 and value.ndim <= 4:
+                break
+        if np.max(np.abs(value)) > 5:
+            expression = f"np.arctan({expression})"
+            value = np.arctan(value)
+        return expression, {name for name in (a, b) if name in WORD.findall(expression)}, value
 
-        x, y = rng.normal(size=(3, 4)), rng.normal(size=(3, 1))
-        _, found = grads(lambda a, b: program(np, a, b), x, y)
-        for i, g in enumerate(found):
-            g = 0.0 if g is None else g
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of autograd, where nothing depends on an argument
-                other = autograd.grad(lambda *xs: program(anp, *xs), i)(x, y)
-            np.testing.assert_allclose(g, other, rtol=1e-9, atol=1e-12, err_msg=f"seed {seed}")
+    def run(self, xp: Any, *inputs: Any) -> Any:
+        variables = {"np": xp} | {f"v{i}": x for i, x in enumerate(inputs)}
+        exec(self.code, variables)
+        return variables["out"]
+
+    def __repr__(self) -> str:
+        return "\n" + "\n".join(self.lines) + "\n"
+
+
+WORD = re.compile(r"\w+")
+WORDS = re.compile(r"\b(a|b|AXIS|AXES|KEEP|K|N|SHAPE|ORDER)\b")
+
+
+def fill(word: str, a: str, b: str, shape: tuple[int, ...], k: int) -> str:
+    n = len(shape)
+    axes = [*range(-n, n)] or [0]
+    choices = {
+        "a": [a],
+        "b": [b],
+        "AXIS": axes,
+        "AXES": [None, *axes, tuple(range(n)), tuple(range(1 - n, 0))],
+        "KEEP": [False, True],
+        "K": [1, 0, -1],
+        "N": OPERANDS,
+        "SHAPE": [(-1, 1), shape[::-1], (1, -1), (*shape[:1], -1)],
+        "ORDER": [*itertools.islice(itertools.permutations(range(n)), 6)],
+    }[word]
+    return str(choices[k % len(choices)])
+
+
+def decoded(number: int) -> tuple[str, int, int, int]:
+    """An instruction: one number is the quickest to draw, and below 2**24 Hypothesis draws all of them alike."""
+    return OPERATIONS[number // 12 // 36**2], number // 12 // 36 % 36, number // 12 % 36, number % 12
+
+
+@st.composite
+def programs(draw: Any) -> Program:
+    numbers = draw(st.lists(st.integers(0, len(OPERATIONS) * 36**2 * 12 - 1), min_size=5, max_size=40))
+    return Program(draw(st.sampled_from(INPUT_SHAPES)), draw(st.integers(0, 9)), [*map(decoded, numbers)])
+
+
+@given(program=programs())
+@settings(max_examples=2000, database=None)
+def test_gradients_of_random_programs_agree_with_a_second_engine(program):
+    leaves = [Tensor(x, requires_grad=True) for x in program.inputs]
+    out = program.run(np, *leaves)
+    out.backward()
+    expected = autograd.grad(lambda *inputs: program.run(anp, *inputs), (0, 1, 2))(*program.inputs)
+    scale = max(np.max(np.abs(g)) for g in expected)
+    for t, g in zip(leaves, expected, strict=True):
+        np.testing.assert_allclose(t.grad, g, rtol=1e-9, atol=1e-9 * scale)
+
+
+# --- Arrays of other libraries ----------------------------------------------------------------------------------------
+
+
+class FetchedError(Exception):
+    """An array of another library was computed, or made a NumPy array, before the user asked for it."""
+
+
+def fetch(*args: Any, **options: Any) -> Any:
+    raise FetchedError
+
+
+def nothing_is_fetched() -> Any:
+    return dask.config.set(scheduler=fetch)
+
+
+def boxed(x: Any) -> Any:
+    if isinstance(x, (tuple, list)):
+        return type(x)(map(boxed, x)) if not hasattr(x, "_fields") else type(x)(*map(boxed, x))
+    return Box(np.asarray(x)) if isinstance(x, (np.ndarray, np.generic)) else x
+
+
+def unboxed(x: Any) -> Any:
+    if isinstance(x, (tuple, list)):
+        return type(x)(map(unboxed, x))
+    return x.array if isinstance(x, Box) else x
+
+
+class Box(np.lib.mixins.NDArrayOperatorsMixin):
+    """An array that answers both protocols and does not become a NumPy array by itself."""
+
+    def __init__(self, array: Any):
+        self.array = array
+
+    __array__ = fetch
+    shape = property(lambda self: self.array.shape)
+    ndim = property(lambda self: self.array.ndim)
+    size = property(lambda self: self.array.size)
+    dtype = property(lambda self: self.array.dtype)
+    T = property(lambda self: boxed(self.array.T))
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
+        if not all(isinstance(x, (Box, np.ndarray, np.generic, int, float)) for x in inputs):
+            return NotImplemented
+        return boxed(getattr(ufunc, method)(*unboxed(inputs), **options))
+
+    def __array_function__(self, function: Any, types: Any, args: Any, options: Any) -> Any:
+        if not all(issubclass(t, (Box, np.ndarray)) for t in types):
+            return NotImplemented
+        options = {name: unboxed(x) for name, x in options.items()}
+        return boxed(function(*unboxed(args), **options))
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __getitem__(self, index: Any) -> Any:
+        return boxed(self.array[unboxed(index)])
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.array[unboxed(index)] = unboxed(value)
+
+
+def method_of_box(name: str) -> Any:
+    return lambda self, *args, **options: boxed(getattr(self.array, name)(*unboxed(args), **options))
+
+
+for method_name in ("astype", "max", "mean", "min", "reshape", "sum", "swapaxes", "transpose"):
+    setattr(Box, method_name, method_of_box(method_name))
+
+
+def computed(tree: Any) -> Any:
+    """NumPy arrays of everything in a structure of arrays and Tensors, Dask's all in one go."""
+    if isinstance(tree, (tuple, list)):
+        return [computed(x) for x in dask.compute(*tree, scheduler="sync")]
+    tree = tree.data if isinstance(tree, Tensor) else tree
+    return unboxed(dask.compute(tree, scheduler="sync")[0])
+
+
+def check_close(found: Any, expected: Any, rtol: float = 1e-10) -> None:
+    for x, y in zip(computed([*found]), computed([*expected]), strict=True):
+        if not isinstance(y, (np.ndarray, np.generic)):
+            assert x == y
+        else:
+            np.testing.assert_allclose(x, y, rtol=rtol, atol=1e-12)
+            assert np.shape(x) == np.shape(y)
+            assert np.result_type(x) == np.result_type(y)
+
+
+# --- Every function of the table --------------------------------------------------------------------------------------
+# The leaves of the cases with their chunks, uneven and along several axes, and NumPy arrays to go with them.
+
+CHUNKS: dict[str, Any] = {
+    "x": ((2, 3), (1, 3)),
+    "y": ((4, 1), (2, 2)),
+    "p": ((2, 3), (1, 3)),  # positive
+    "row": ((3, 1),),
+    "col": ((1, 4), (1,)),
+    "z": (),  # a number
+    "c": ((1, 1), (2, 1), (3, 1)),
+    "w": ((2, 2), (1, 2)),
+    "s": ((3,), (3,)),  # far from singular
+    "u": ((2, 3), (1, 2)),
+    "v": ((5,), (3,)),
+}
+RNG = np.random.default_rng(0)
+LEAVES = {name: RNG.normal(size=[sum(sizes) for sizes in chunks]) for name, chunks in CHUNKS.items()}
+LEAVES |= {"p": LEAVES["p"] ** 2 + 0.5, "s": LEAVES["s"] + 4 * np.eye(3)}
+PLAIN = {"N": RNG.normal(size=(5, 4)), "W": RNG.normal(size=(4, 3)), "weights": RNG.uniform(1, 2, 4)}
+PLAIN |= {"M": PLAIN["N"] > 0, "ordered": np.arange(-1.0, 2), "order": PLAIN["N"].argsort(0)}
+PLAIN |= {"np": np, "relu": relu, "sigmoid": sigmoid}
+
+CASES = {
+    line.split(":", 1)[0].strip(): [case.strip() for case in line.split(":", 1)[1].split(";")]
+    for line in """
+    add: x + y; np.add(x, row); N + x; x + N; 1 + x
+    subtract: x - col; np.subtract(row, x); N - x; x - N
+    multiply: x * y; np.multiply(col, x); N * x; x * N; z * x; 2 * z
+    divide: x / p; np.divide(row, p); N / p; x / N; 1 / p
+    power: p**x; x**3; 2.0**x; x**-1; np.power(p, N)
+    remainder: np.remainder(x, p); np.remainder(x, 0.7)
+    matmul: x @ w; x @ W; N.T @ x; row @ w; x @ row; row @ row; c @ w; c @ row; c @ x.T
+    maximum: np.maximum(x, row); np.maximum(x, 0)
+    minimum: np.minimum(x, y); np.minimum(N, x)
+    sqrt: np.sqrt(p)
+    log: np.log(p)
+    log2: np.log2(p)
+    log10: np.log10(p)
+    log1p: np.log1p(p)
+    reciprocal: np.reciprocal(p)
+    arccosh: np.arccosh(p + 1)
+    arcsin: np.arcsin(x / 9)
+    arccos: np.arccos(x / 9)
+    arctanh: np.arctanh(x / 9)
+    where: np.where(x > 0, x, y); np.where(M, x, 0); np.where(x > row, row, 1.0)
+    clip: np.clip(x, -0.5, 0.5); np.clip(x, None, y); x.clip(min=0); np.clip(row, N, 1)
+    sum: np.sum(x); x.sum(0); np.sum(c, axis=(0, 2)); np.sum(x, axis=-1, keepdims=True)
+    mean: np.mean(x); x.mean(axis=1); np.mean(c, axis=(0, 2), keepdims=True)
+    max: np.max(x); x.max(axis=0); np.max(c, axis=(0, 2))
+    min: np.min(x); x.min(axis=1, keepdims=True)
+    amax: np.amax(x, axis=0)
+    amin: np.amin(x)
+    ptp: np.ptp(x, axis=0); np.ptp(x)
+    prod: np.prod(x); np.prod(x, axis=0); np.prod(x, axis=1, keepdims=True)
+    cumsum: np.cumsum(x); np.cumsum(x, axis=0)
+    cumprod: np.cumprod(row); np.cumprod(x, axis=1)
+    var: np.var(x); np.var(x, axis=0, ddof=1)
+    std: np.std(x); x.std(axis=1, keepdims=True)
+    average: np.average(x); np.average(x, axis=1, weights=weights); np.average(x, weights=p)
+    median: np.median(x, axis=1)
+    linalg.norm: np.linalg.norm(x); np.linalg.norm(x, axis=1); np.linalg.norm(x, 1); np.linalg.norm(row, 3)
+    diff: np.diff(x); np.diff(x, 2, axis=0)
+    trace: np.trace(x)
+    reshape: np.reshape(x, (-1,)); x.reshape(-1); x.reshape(1, 20); np.reshape(c, (6, 4)); c.reshape(2, -1)
+    ravel: np.ravel(c)
+    squeeze: np.squeeze(col); np.squeeze(col, axis=1)
+    expand_dims: np.expand_dims(x, 1); np.expand_dims(x, (0, 2))
+    transpose: np.transpose(x); x.T; np.transpose(c, (1, -1, 0))
+    swapaxes: np.swapaxes(c, 0, 2)
+    moveaxis: np.moveaxis(c, 0, -1)
+    broadcast_to: np.broadcast_to(row, (5, 4)); np.broadcast_to(col, (2, 5, 4))
+    flip: np.flip(x); np.flip(x, 1)
+    roll: np.roll(x, 2); np.roll(x, 1, axis=1); np.roll(x, (1, 2), axis=(0, 1))
+    tril: np.tril(x)
+    triu: np.triu(x, 1)
+    diag: np.diag(row); np.diag(x)
+    diagonal: np.diagonal(x, 1)
+    concatenate: np.concatenate([x, y]); np.concatenate([N, x, W.T], 0); np.concatenate([x, y], None)
+    stack: np.stack([x, y], axis=1); np.stack([x, N])
+    vstack: np.vstack([x, y]); np.vstack([row, row])
+    hstack: np.hstack([x, col]); np.hstack([row, row])
+    dstack: np.dstack([x, y])
+    column_stack: np.column_stack([row, row]); np.column_stack([x, y])
+    atleast_1d: np.atleast_1d(x); np.atleast_1d(z)
+    atleast_2d: np.atleast_2d(row)
+    atleast_3d: np.atleast_3d(x); np.atleast_3d(row)
+    split: np.split(x, [2, 3]); np.split(x, 2, axis=1)
+    array_split: np.array_split(x, 3)
+    vsplit: np.vsplit(x, [1])
+    hsplit: np.hsplit(x, 2); np.hsplit(row, [3])
+    dsplit: np.dsplit(c, 2)
+    tile: np.tile(x, (2, 1))
+    repeat: np.repeat(x, 2, axis=0)
+    pad: np.pad(x, 1)
+    rot90: np.rot90(x)
+    take: np.take(x, [0, 2, 2], axis=0)
+    take_along_axis: np.take_along_axis(x, order, 0)
+    dot: np.dot(x, w); np.dot(x, row); np.dot(row, row); np.dot(c, x.T); np.dot(c, np.stack([w, w])); np.dot(x, 2)
+    inner: np.inner(x, y); np.inner(row, row)
+    outer: np.outer(row, row); np.outer(N[0], row)
+    linalg.matmul: np.linalg.matmul(x, w)
+    vdot: np.vdot(x, y)
+    tensordot: np.tensordot(x, y); np.tensordot(x, y, axes=(0, 0)); np.tensordot(c, W, 1); np.tensordot(x, row, 0)
+    linalg.tensordot: np.linalg.tensordot(x, w, axes=1)
+    einsum: np.einsum('ij,jk', x, w); np.einsum('ij->', x); np.einsum('ij,kj->j', x, y); np.einsum('ii', s); \
+            np.einsum(x, [0, 1], w, [1, 2]); np.einsum('...j,jk->...k', c, W); np.einsum('ij,jk,k->i', x, w, s[0])
+    kron: np.kron(x, s)
+    cross: np.cross(u, v)
+    linalg.inv: np.linalg.inv(s)
+    linalg.solve: np.linalg.solve(s, u.T); np.linalg.solve(s, v[0])
+    linalg.det: np.linalg.det(s)
+    linalg.slogdet: np.linalg.slogdet(s)
+    all: np.all(x > 0, axis=0)
+    any: np.any(x > 0); (x > 0).any(0)
+    allclose: np.allclose(x, y)
+    argmax: np.argmax(x, axis=0); x.argmax()
+    argpartition: np.argpartition(x, 1)
+    argsort: np.argsort(x)
+    bitwise_and: (x > 0) & M
+    bitwise_or: np.bitwise_or(x > 0, y > 0)
+    bitwise_xor: M ^ (x > 0)
+    invert: ~(x > 0)
+    empty_like: np.isnan(np.empty_like(x)) < 2
+    full_like: np.full_like(x, 2)
+    isin: np.isin(x, [1.0])
+    round: np.round(x, 1); np.round(x)
+    """.replace("\\\n", "")
+    .strip()
+    .splitlines()
+}
+for names, case in {
+    "positive negative absolute fabs cbrt exp exp2 expm1 sin cos tan arctan sinh cosh tanh arcsinh square": "np.{}(x)",
+    "nan_to_num deg2rad radians rad2deg degrees fliplr flipud matrix_transpose linalg.matrix_transpose": "np.{}(x)",
+    "hypot arctan2 logaddexp logaddexp2 fmax fmin": "np.{}(x, p)",
+    "sort argmin around ceil fix floor rint trunc sign signbit logical_not": "np.{}(x)",
+    "isfinite isinf isnan isneginf isposinf count_nonzero argwhere flatnonzero nonzero": "np.{}(x)",
+    "ndim shape size ones_like zeros_like": "np.{}(x)",
+    "equal not_equal less less_equal greater greater_equal floor_divide isclose": "np.{}(x, y)",
+    "logical_and logical_or logical_xor array_equal array_equiv result_type": "np.{}(x, y)",
+}.items():
+    CASES |= {name: [case.format(name)] for name in names.split()}
+
+# What the README says stays lazy: the forward pass, gradients and gradients of gradients. The rest is an error.
+LAZY = re.search(r"stay lazy:\n\n```text\n(.*?)```", (HERE / "README.md").read_text(), re.DOTALL)[1].split()
+
+NEVER_MIXED = ["linalg.solve"]  # but these do not take NumPy's arrays beside Dask's
+
+# Further ways to call and to index: these stay lazy ...
+LAZY_CALLS = """
+    relu(x); sigmoid(x); x.relu(); x.sigmoid(); x.astype(np.float32); [*x]; z * x + z; np.exp(z); z * N
+    x[1]; x[:, 1]; x[-1, 2]; x[1:4, ::2]; x[::-1]; x[..., 0]; x[None, :, 1]; x[..., None]; x[1:1]; c[0, 1:, None, ::-2]
+    np.take(x, 1); np.concatenate([x[:2], y * x.sum(), x.reshape(1, 20)[:, :4]]).T.reshape(-1) ** 2
+    (x - x.mean(0)) / x.std(0) @ w + row[:3]; np.where(x > x.mean(), x, col).max(1)
+    """
+# ... and these are errors, at the latest of backward.
+REFUSED_CALLS = """
+    x[[0, 2, 2]]; x[:, [1, 1]]; x[[0, 1], [2, 3]]; x[M]; x[x > 0]; x[M[:, 0]]; x.reshape(4, 5)
+    np.linalg.inv(np.stack([s, s])); np.einsum('ij', x, out=N); np.sum(x, out=N)
+    """
+REFUSALS = (TypeError, NotImplementedError, ValueError, AttributeError)  # the last one Dask's own, of solve
+TABLE = {f for f in tinygrad_lite._table if isinstance(f, np.ufunc) or hasattr(f, "_implementation")}
+
+
+def calls(text: str) -> list[str]:
+    return [case.strip() for case in text.replace("\n", ";").split(";") if case.strip()]
+
+
+def as_numpy(name: str) -> Any:
+    return LEAVES[name].copy()
+
+
+def as_dask(name: str) -> Any:
+    return da.from_array(LEAVES[name], CHUNKS[name])
+
+
+def as_box(name: str) -> Any:
+    return Box(LEAVES[name].copy())
+
+
+def results(
+    case: str, kind: Any, requires_grad: bool = True, weigh: Any = np.ones
+) -> tuple[dict[str, Tensor], list[Any], list[Any]]:
+    """The leaves of a case, what it returns, and the first and second gradients of a number made of that."""
+    code = compile(case, case, "eval")
+    leaves = {name: Tensor(kind(name), requires_grad) for name in LEAVES if name in code.co_names}
+    out = eval(code, PLAIN, leaves)
+    outs = [*out] if isinstance(out, (tuple, list)) and isinstance(out[0], Tensor) else [out]
+    open_outs = [t for t in outs if isinstance(t, Tensor) and t.requires_grad]
+    gradients: list[Any] = []
+    for i in range(2 if open_outs else 0):
+        total = sum((((t * t + t) * weigh(t.shape)).sum() for t in open_outs), 0.0)
+        if total.requires_grad:
+            total.backward(create_graph=i == 0)
+        gradients += [t.grad for t in leaves.values()]
+        open_outs = [t.grad for t in leaves.values() if t.grad is not None]
+        for t in leaves.values():
+            t.grad = None
+    return leaves, outs, [g.data if isinstance(g, Tensor) else g for g in gradients]
+
+
+@functools.cache
+def expected_results(case: str) -> Any:
+    return results(case, as_numpy)[1:]
+
+
+def check_lazy(case: str, kind: Any) -> None:
+    """Nothing is computed, gradients are like their leaves, and what comes out of it all is what NumPy says."""
+    with nothing_is_fetched():
+        leaves, outs, gradients = results(case, kind)
+        constants = results(case, kind, requires_grad=False)[1]
+    expected_outs, expected_gradients = expected_results(case)
+    array = type(next(iter(leaves.values())).data)
+    assert all(type(t.data) is array for t in (*outs, *constants) if isinstance(t, Tensor))
+    for g, t in zip(gradients, [*leaves.values()] * 2, strict=False):
+        if g is not None:
+            assert (type(g), g.shape, g.dtype) == (array, t.shape, t.dtype)
+            assert getattr(g, "chunks", None) == getattr(t.data, "chunks", None)
+    check_close([*outs, *constants, *gradients], [*expected_outs, *expected_outs, *expected_gradients])
+
+
+def refusals(name: str, kind: Any) -> dict[str, Exception]:
+    """The cases of a function that do not stay lazy, with the errors, for users to read, that must say so."""
+    refused: dict[str, Exception] = {}
+    for case in CASES[name]:
+        expected_results(case)
+        try:
+            check_lazy(case, kind)
+        except REFUSALS as error:
+            refused[case] = error
+    return refused
+
+
+def test_every_function_of_the_table_has_a_case():
+    assert {operator.attrgetter(name)(np) for name in CASES} == TABLE
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_the_list_of_lazy_functions_says_which_stay_lazy_in_dask_and_which_are_errors(name):
+    refused = refusals(name, as_dask)
+    assert not refused if name in LAZY else refused
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_lazy_functions_work_with_any_array_that_answers_the_protocols_and_none_makes_it_numpys(name):
+    refused = refusals(name, as_box)
+    assert not refused or name not in LAZY
+
+
+@pytest.mark.parametrize("case", [CASES[name][0] for name in sorted(CASES)] + calls(LAZY_CALLS)[::3])
+def test_gradients_of_numpy_leaves_are_lazy_where_dask_arrays_come_later_or_the_function_is_an_error(case):
+    expected_gradients = expected_results(case)[1]
+    try:
+        with nothing_is_fetched():
+            gradients = results(case, as_numpy, weigh=da.ones)[2]
+    except REFUSALS:
+        assert case not in calls(LAZY_CALLS)
+        assert not any(case in CASES[name] for name in LAZY if name not in NEVER_MIXED)
+    else:
+        assert {type(g) for g in gradients} <= {da.Array, type(None)}
+        check_close(gradients, expected_gradients)
+
+
+@pytest.mark.parametrize("kind", [as_dask, as_box])
+@pytest.mark.parametrize("case", calls(LAZY_CALLS))
+def test_methods_slices_and_longer_expressions_stay_lazy(case, kind):
+    check_lazy(case, kind)
+
+
+@pytest.mark.parametrize("case", calls(REFUSED_CALLS))
+def test_what_dask_cannot_do_lazily_is_an_error(case):
+    with nothing_is_fetched(), pytest.raises(REFUSALS):
+        results(case, as_dask)
+    with nothing_is_fetched(), contextlib.suppress(*REFUSALS):
+        results(case, as_dask, requires_grad=False)
+
+
+@pytest.mark.parametrize("case", ["np.sort(x)", "np.median(x)", "np.linalg.det(s)", "np.linalg.slogdet(s)"])
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_where_dask_would_fetch_everything_the_error_names_the_function_and_says_so(case, requires_grad):
+    with nothing_is_fetched(), pytest.raises(TypeError, match=r"would fetch whole arrays to this machine"):
+        results(case, as_dask, requires_grad)
+
+
+# --- Models -----------------------------------------------------------------------------------------------------------
+
+
+def network(x: Any, target: Any, w: Any, b: Any, v: Any, c: Any) -> Any:
+    return ((np.tanh(x @ w + b) @ v + c - target) ** 2).mean()
+
+
+def parameters(dtype: Any = float) -> list[Any]:
+    rng = np.random.default_rng(1)
+    return [rng.normal(size=shape).astype(dtype) for shape in ((4, 6), (6,), (6, 1), ())]
+
+
+def data(kind: Any, dtype: Any = float) -> list[Any]:
+    return [kind("x").astype(dtype), kind("col").astype(dtype)]
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("kind", [as_dask, as_box])
+def test_gradients_of_numpy_parameters_of_a_network_on_lazy_data_are_lazy_and_right(kind, dtype):
+    rtol = 1e-10 if dtype == np.float64 else 1e-4
+    expected_value, expected = value_and_grad(network, (2, 3, 4, 5))(*data(as_numpy, dtype), *parameters(dtype))
+    leaves = [Tensor(p, requires_grad=True) for p in parameters(dtype)]
+    with nothing_is_fetched():
+        value, found = value_and_grad(network, (2, 3, 4, 5))(*data(kind, dtype), *parameters(dtype))
+        for _ in range(2):  # the second adds to what the first left
+            loss = network(*data(kind, dtype), *leaves)
+            loss.backward()
+    assert {type(g) for g in (value, loss.data, *found, *[t.grad for t in leaves])} == {type(data(kind)[0])}
+    check_close([value, *found], [expected_value, *expected], rtol)
+    check_close([loss, *[t.grad for t in leaves]], [expected_value, *[g + g for g in expected]], rtol)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("kind", [as_dask, as_box])
+def test_gradients_of_lazy_data_are_like_the_data(kind, dtype):
+    rtol = 1e-10 if dtype == np.float64 else 1e-4
+    expected = grad(network, (0, 1))(*data(as_numpy, dtype), *parameters(dtype))
+    leaves = [Tensor(x, requires_grad=True) for x in data(kind, dtype)]
+    with nothing_is_fetched():
+        found = grad(network, (0, 1))(*data(kind, dtype), *parameters(dtype))
+        for _ in range(2):
+            network(*leaves, *parameters(dtype)).backward()
+    for g in (found, [t.grad for t in leaves]):
+        assert [type(x) for x in g] == [type(t.data) for t in leaves]
+        assert [getattr(x, "chunks", 0) for x in g] == [getattr(t.data, "chunks", 0) for t in leaves]
+    check_close([*found, *[t.grad for t in leaves]], [*expected, *[g + g for g in expected]], rtol)
+
+
+def test_a_linear_fit_needs_one_computation_a_step_and_comes_out_as_with_numpy():
+    fits, calls_of_dask = [], []
+
+    def scheduler(graph: Any, keys: Any, **options: Any) -> Any:
+        calls_of_dask.append(keys)
+        return dask.get(graph, keys, **options)
+
+    for kind in (as_numpy, as_dask):
+        x, y = kind("x"), kind("y")[:, 0]
+        w, b = Tensor(np.zeros(4), requires_grad=True), Tensor(0.0, requires_grad=True)
+        optimizer, losses = SGD([w, b], lr=0.1, momentum=0.5), []
+        for _ in range(5):
+            optimizer.zero_grad()
+            with nothing_is_fetched():
+                loss = ((x @ w + b - y) ** 2).mean()
+                loss.backward()
+            assert all(isinstance(g, type(x)) for g in (loss.data, w.grad, b.grad))
+            with dask.config.set(scheduler=scheduler):
+                value, w.grad, b.grad = dask.compute(loss.data, w.grad, b.grad)
+            optimizer.step()
+            losses.append(value)
+        assert type(w.data) is type(b.data) is np.ndarray
+        fits.append([*losses, w.data, b.data])
+    check_close(*fits)
+    assert len(calls_of_dask) == 5
+
+
+def test_derivatives_of_every_kind_stay_lazy():
+    def second(x: Any, w: Any) -> Any:
+        return grad(lambda x: grad(lambda x: (np.tanh(x @ w) ** 3).sum())(x).sum())(x)
+
+    def derivatives(kind: Any) -> list[Any]:
+        x, y, row, z = map(kind, ("x", "y", "row", "z"))
+        return [
+            second(x, PLAIN["W"]),
+            jacobian(lambda row: x @ row)(row),
+            jacobian(lambda x: x.sum(0) * row)(x),
+            jacobian(lambda v: x @ v)(LEAVES["row"]),
+            hessian(lambda row: (row**3).sum() * row[0])(row),
+            *jvp(lambda x, w: np.tanh(x @ w), (x, PLAIN["W"]), (y, PLAIN["W"] * 2)),
+            *value_and_grad(lambda z: (x * z).sum())(z),
+            grad(lambda z: (x * z).sum())(2.0),
+            grad(lambda p: (p["x"] * p["z"]).sum())({"x": x, "z": z})["x"],
+            grad(lambda x: (row * 2).sum())(x),
+        ]
+
+    with nothing_is_fetched():
+        found = derivatives(as_dask)
+    assert {type(g) for g in found} == {da.Array}
+    check_close(found, derivatives(as_numpy))
+
+
+def test_backward_takes_gradients_of_either_kind():
+    for gradient in (PLAIN["N"], da.from_array(PLAIN["N"], 2)):
+        x = Tensor(as_dask("x"), requires_grad=True)
+        with nothing_is_fetched():
+            (x * x).backward(gradient)
+        assert x.grad.chunks == x.data.chunks
+        check_close([x.grad], [2 * LEAVES["x"] * PLAIN["N"]])
+
+
+def test_data_without_gradients_stays_lazy_and_repr_says_what_it_is():
+    with nothing_is_fetched():
+        x = Tensor(as_dask("x"), dtype=np.float32)
+        assert "dask.array" in repr(x)
+        with no_grad():
+            y = (x.T @ x + 1).detach()
+        assert (type(y.data), y.dtype, y.shape, y.requires_grad) == (da.Array, np.float32, (4, 4), False)
+        with pytest.raises(FetchedError):
+            float(y.sum())
+    assert y.sum().item() == pytest.approx(np.sum(LEAVES["x"].T @ LEAVES["x"] + 1), rel=1e-5)
+
+
+# --- Size -------------------------------------------------------------------------------------------------------------
+# Data of 80 MB that nobody ever makes: neither a graph nor the making of it may hold anything of that size.
+
+BIG_STEPS = """
+    ((X @ w + b[0]) ** 2).mean(); X.sum(); X.mean(0).sum(); X.max(1).sum(); X.min(); np.prod(X[:64]); (X + b).sum()
+    X.var(); X.std(0).sum(); (X / X.std(0)).sum(); np.average(X, axis=0).sum(); np.linalg.norm(X)
+    np.cumsum(X, 1).sum(); np.where(X > 0, X, b).sum(); np.clip(X, 0, b).sum(); np.maximum(X, 0).sum()
+    X[::2, 3:].sum(); X[5] @ w; X.T[..., 1].sum(); np.einsum('ij->', X); np.einsum('ij,j->', X, w)
+    np.einsum('ij->j', X) @ w; np.tensordot(X, w, 1).sum(); (w * X.T.T).sum(); np.concatenate([X, X]).sum()
+    np.vstack([X, X]).sum(); np.hstack([X, X]).sum(); np.stack([X, X]).sum(); X.reshape(-1).sum()
+    np.expand_dims(X, 1).sum(); X.swapaxes(0, 1).sum(); np.outer(X[:, 0], w).sum(); np.roll(X, 1).sum()
+    """
+
+
+@pytest.mark.parametrize("case", calls(BIG_STEPS))
+def test_neither_graphs_nor_their_making_hold_anything_of_the_size_of_the_data(case):
+    leaves = {"X": Tensor(da.ones((10_000, 1_000), chunks=(2_500, 500)), requires_grad=True)}
+    leaves |= {name: Tensor(np.ones(1_000), requires_grad=True) for name in ("w", "b")}
+    tracemalloc.start()
+    try:
+        with nothing_is_fetched():
+            out = eval(case, {"np": np}, leaves)
+            out.backward()
+        graph = cloudpickle.dumps([out.data, *[t.grad for t in leaves.values()]])
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert leaves["X"].grad.chunks == leaves["X"].data.chunks
+    assert len(graph) < 500_000
+    assert peak < 20_000_000
+
+
+def test_the_engine_names_no_library_of_arrays():
+    assert "dask" not in Path(tinygrad_lite.__file__).read_text().lower()
 
 
 # --- Tensor -----------------------------------------------------------------------------------------------------------
@@ -829,7 +2511,7 @@ def test_data_can_be_replaced_and_keeps_shape_and_dtype():
     np.testing.assert_array_equal(t.data, np.float32([5, 6]))
     with pytest.raises(ValueError, match=r"shape \(2,\) cannot become shape \(3,\)"):
         t.data = np.zeros(3)
-    with pytest.raises(TypeError, match=r"int64 cannot become float64"):
+    with pytest.raises(TypeError, match=r"from dtype\('float64'\) to dtype\('int64'\)"):
         Tensor(np.arange(3)).data = np.zeros(3)
     np.testing.assert_array_equal(t.data, np.float32([5, 6]))
 
@@ -1023,8 +2705,9 @@ def test_rules_are_never_bypassed():
     x = leaf(0.5)
     straight_through(x).backward()
     assert x.grad == 1.0
-    with pytest.raises(TypeError, match="by position"):
-        straight_through(x=x)
+    x.grad = None
+    straight_through(x=x).backward()
+    assert x.grad == 1.0
     lower = defvjp(lambda x, y: x + y, lambda g, out, x, y: g)
     with pytest.raises(TypeError, match="no derivative rule for argument 1"):
         lower(1.0, leaf(1.0))
@@ -1056,12 +2739,9 @@ def test_a_rule_can_be_replaced_through_the_function_that_defvjp_returned():
 
 
 def test_a_rule_for_a_function_of_a_list_of_tensors_is_refused_and_one_of_each_works():
-    try:
-        defvjp(np.concatenate, lambda g, out, xs, axis=0: g)
-        with pytest.raises(TypeError, match="takes no list of Tensors"):
-            np.concatenate([leaf([1.0]), leaf([2.0])])
-    finally:
-        del tinygrad_lite._table[np.concatenate]
+    first = defvjp(lambda xs: xs[0] * 2, lambda g, out, xs: g)
+    with pytest.raises(TypeError, match="not by keyword or in a list"):
+        first([leaf([1.0]), leaf([2.0])])
     join = defvjp(
         lambda a, b: np.concatenate([a, b]), lambda g, out, a, b: g[: len(a)], lambda g, out, a, b: g[len(a) :]
     )
@@ -1151,11 +2831,11 @@ def test_small_integers_as_base_and_booleans_as_exponent():
     np.testing.assert_array_equal(x.grad, [1.0, 0.0])
 
 
-def test_nan_is_its_own_maximum_and_beyond_the_limits_of_clip():
+def test_nan_is_its_own_maximum_and_passes_clip():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         np.testing.assert_array_equal(grads(np.max, np.array([1.0, np.nan, np.nan]))[1][0], [0.0, 0.5, 0.5])
-    np.testing.assert_array_equal(grads(lambda t: t.clip(0, 2), np.array([np.nan, 1.0]))[1][0], [0.0, 1.0])
+    np.testing.assert_array_equal(grads(lambda t: t.clip(0, 2), np.array([np.nan, 1.0]))[1][0], [1.0, 1.0])
 
 
 @pytest.mark.parametrize("name", REDUCTIONS)
@@ -1178,13 +2858,14 @@ def test_users_rule_for_a_plain_function_and_a_ufunc_and_a_replacement():
     x = np.linspace(-3, 3, 7)
     assert gradcheck(softplus, x)
     assert type(softplus(x)) is np.ndarray
-    assert defvjp(np.arcsinh, lambda g, out, x: g / np.sqrt(x * x + 1)) is np.arcsinh
+    before = tinygrad_lite._table[np.arcsinh].vjps
     try:
+        assert defvjp(np.arcsinh, lambda g, out, x: g / np.sqrt(x * x + 1)) is np.arcsinh
         assert gradcheck(np.arcsinh, x)
         defvjp(np.arcsinh, lambda g, out, x: g * 7)
         np.testing.assert_array_equal(grads(np.arcsinh, x)[1][0], np.full(7, 7.0))
     finally:
-        del tinygrad_lite._table[np.arcsinh]
+        defvjp(np.arcsinh, *before)
 
 
 # --- SGD and gradcheck ------------------------------------------------------------------------------------------------
@@ -1281,15 +2962,15 @@ ERRORS: list[tuple[str, Any, type[Exception], str]] = [
     ("Tensor of a Tensor", lambda: Tensor(leaf(1.0)), TypeError, r"\.detach\(\)"),
     ("Tensor of Tensors", lambda: Tensor([leaf(1.0)]), TypeError, r"\.detach\(\)"),
     ("backward of several", lambda: leaf([1.0, 2.0]).backward(), ValueError, r"\(2,\) needs a gradient.*\.sum\(\)"),
-    ("gradient shape", lambda: leaf([1.0, 2.0]).backward(np.ones(3)), ValueError, r"shape \(2,\) got a.*\(3,\)"),
+    ("gradient shape", lambda: leaf([1.0, 2.0]).backward(np.ones(3)), ValueError, r"shape \(2,\) got.*\(3,\)"),
     ("backward of a constant", lambda: Tensor(1.0).backward(), ValueError, r"requires_grad=True"),
-    ("result of objects", lambda: np.where([True], leaf([1.0]), None), TypeError, r"np\.where.*dtype object"),
-    ("conversion to text", lambda: leaf([1.0]).astype(str), TypeError, r"convert.*<U32"),
+    ("result of objects", lambda: np.where([True], leaf([1.0]), None), TypeError, r"dtype object: convert"),
+    ("conversion to text", lambda: leaf([1.0]).astype(str), TypeError, r"dtype <U32: convert"),
     ("result of two", lambda: defvjp(lambda x: (x, x), lambda g, out, x: g)(leaf(1.0)), TypeError, r"gave a tuple"),
     ("rule of a shape", lambda: BAD_RULES[0](leaf([1.0, 2])).sum().backward(), ValueError, r"returned shape \(3,"),
     ("rule of no array", lambda: BAD_RULES[1](leaf([1.0, 2.0])).sum().backward(), TypeError, r"returned a NoneType"),
-    ("rule that is none", lambda: defvjp(lambda x: x, 3.0), TypeError, r"function or None, not 3\.0"),
-    ("too few arguments", lambda: np.clip(leaf(1.0)), TypeError, r"np\.clip.*'a_min'|np\.clip.*missing|clip\(\)"),
+    ("rule that is none", lambda: defvjp(lambda x: x, 3.0), TypeError, r"3\.0 is not a callable"),
+    ("too few arguments", lambda: np.reshape(leaf(1.0)), TypeError, r"shape"),
     ("writing", lambda: operator.setitem(leaf([1.0]), 0, 1), TypeError, r"cannot be written to.*np\.where"),
     ("np.asarray", lambda: np.asarray(leaf([1.0])), TypeError, r"NumPy array.*\.detach\(\)"),
     ("np.array of a list", lambda: np.array([leaf(1.0), leaf(2.0)]), TypeError, r"NumPy array.*\.detach\(\)"),
@@ -1306,23 +2987,23 @@ ERRORS: list[tuple[str, Any, type[Exception], str]] = [
     ("no rule", lambda: np.fft.fft(leaf([1.0])), TypeError, r"np\.fft\.fft has no derivative rule.*defvjp"),
     ("no rule for a ufunc", lambda: np.spacing(leaf([1.0])), TypeError, r"np\.spacing has no derivative rule.*defvjp"),
     ("no function", lambda: defvjp(3, lambda g: g), TypeError, r"takes a function.*not 3"),  # type: ignore[arg-type]
-    ("rule without rules", lambda: defvjp(lambda x: x), TypeError, r"a rule for each.* and 0"),
+    ("rule without rules", lambda: defvjp(lambda x: x), TypeError, r"takes a function and rules, not.*\(\)"),
     ("nothing", lambda: Tensor(None), TypeError, r"dtype object"),
     ("gradcheck of integers", lambda: gradcheck(lambda x: x * 2, 2), TypeError, r"no float argument"),
     ("no rule for an option", lambda: np.sum(leaf([1.0]), dtype=float), TypeError, r"np\.sum.*'dtype'"),
     ("no rule for an argument", lambda: np.where(leaf([1.0]), 1.0, 2.0), TypeError, r"np\.where.*argument 0"),
-    ("by keyword", lambda: np.clip(Tensor(1.0), a_min=leaf(0.0), a_max=1.0), TypeError, r"by position"),
+    ("by keyword", lambda: np.sum(leaf([1.0]), axis=leaf(0.0)), TypeError, r"by position"),
     ("multiplied by text", lambda: leaf(1.0) + "a", TypeError, r"unsupported operand"),
-    ("length of a number", lambda: len(leaf(1.0)), TypeError, r"0-d"),
-    ("iteration over a number", lambda: list(leaf(1.0)), TypeError, r"0-d"),
-    ("index", lambda: [1, 2][leaf(1.0)], TypeError, r"index must be an integer"),
+    ("length of a number", lambda: len(leaf(1.0)), TypeError, r"len\(\) of unsized"),
+    ("iteration over a number", lambda: list(leaf(1.0)), TypeError, r"len\(\) of unsized"),
+    ("index", lambda: [1, 2][leaf(1.0)], TypeError, r"integer"),
     ("truth of several", lambda: bool(leaf([1.0, 2.0])), ValueError, r"ambiguous"),
     ("item of several", lambda: leaf([1.0, 2.0]).item(), ValueError, r"size 1"),
     ("out of range", lambda: leaf([1.0, 2.0])[2], IndexError, r"index 2 is out of bounds"),
     ("SGD over nothing", lambda: SGD([], lr=0.1), ValueError, r"no parameters"),
-    ("SGD over an array", lambda: SGD([np.ones(2)], lr=0.1), TypeError, r"parameter 0 is of type ndarray"),
-    ("SGD over one Tensor", lambda: SGD(leaf([1.0]), lr=0.1), TypeError, r"SGD\(\[t\]"),
-    ("SGD over a constant", lambda: SGD([leaf(1.0), Tensor(1.0)], lr=0.1), ValueError, r"parameter 1.*requires_grad"),
+    ("SGD over an array", lambda: SGD([np.ones(2)], lr=0.1), ValueError, r"parameter 0, ndarray, is none"),
+    ("SGD over a Tensor", lambda: SGD(leaf([1.0]), lr=0.1), ValueError, r"parameter 0, Tensor, is none"),
+    ("SGD over a constant", lambda: SGD([leaf(1.0), Tensor(1.0)], lr=0.1), ValueError, r"parameter 1, Tensor, is none"),
     ("SGD over a result", lambda: SGD([leaf(1.0) * 2], lr=0.1), ValueError, r"parameter 0"),
     ("SGD twice", lambda: SGD([leaf(1.0)] * 2, lr=0.1), ValueError, r"twice"),
     ("negative rate", lambda: SGD([leaf(1.0)], lr=-0.1), ValueError, r"lr=-0\.1"),
@@ -1363,14 +3044,12 @@ def test_readme_examples_print_what_they_say(capsys):
         assert capsys.readouterr().out.splitlines() == re.findall(r"^print.*  # (.*)$", block, re.MULTILINE)
 
 
-def test_readme_names_every_function_of_the_table():
-    words = set(re.findall(r"\w+", (HERE / "README.md").read_text()))
-    operators = {"add", "subtract", "multiply", "divide", "power", "matmul", "negative", "positive", "absolute"}
-    operators |= {"equal", "not_equal", "less", "less_equal", "greater", "greater_equal"}
-    operators |= {"bitwise_and", "bitwise_or", "bitwise_xor", "invert", "amax", "amin"}
-    rows = {row.function for row in tinygrad_lite._table.values()}
-    names = {f.__name__ for f in rows if isinstance(f, np.ufunc) or hasattr(f, "_implementation")}
-    assert names - operators <= words
+def test_readme_names_the_functions_of_the_table_and_no_others():
+    text = (HERE / "README.md").read_text()
+    listed = text[text.index("These of NumPy's functions") : text.index("Every other function")]
+    names = {name for span in re.findall(r"`([^`]+)`", listed) for name in span.split()} - {"np.linalg"}
+    table = {f.__name__ for f in ROWS if isinstance(f, np.ufunc) or hasattr(f, "_implementation")}
+    assert names == table
 
 
 # --- train_linear.py --------------------------------------------------------------------------------------------------
@@ -1639,6 +3318,9 @@ def kaggle_is_this_machine(tmp_path, monkeypatch):
         monkeypatch.setenv(name, str(tmp_path / "home"))
     monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("KAGGLE_API_ENVIRONMENT", "TEST")
+    with (Path(tempfile.gettempdir()) / "tinygrad_lite_tests.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # other runs of these tests wait for the port
+        yield
 
 
 @pytest.fixture
@@ -2213,13 +3895,13 @@ def test_silent_server_is_given_up_after_the_limit(gender, monkeypatch):
 
 
 def test_cached_version_1_is_used_within_the_limit_after_a_silent_server(gender, monkeypatch):
-    monkeypatch.setattr(train_gender, "KAGGLE_SECONDS", 4.5)
+    monkeypatch.setattr(train_gender, "KAGGLE_SECONDS", 9)
     cache_version(1, train_gender.sample_csv())
     with silent_kaggle():
         status, out, err = gender("--source=kaggle", *QUICK)
     assert (status, err) == (0, "")
     source = strict_json(out)["source"]
-    assert source == f"kaggle ({SLUG}, version 1; Kaggle did not give the latest: no answer within 3 s)"
+    assert source == f"kaggle ({SLUG}, version 1; Kaggle did not give the latest: no answer within 6 s)"
 
 
 def test_kagglehub_that_cannot_be_imported_is_a_reason_like_any_other(no_kagglehub, gender):

@@ -17,7 +17,8 @@ A ``Tensor`` holds a number (a 0-d array) or an array. Operations on Tensors tha
 y = 1.000 x + -1.000
 
 The file in reading order: recording (what an operation leaves behind), Tensor, the table of derivative rules, backward,
-SGD, tools. The table is the heart: one row per NumPy function, each rule written once, in ordinary NumPy.
+gradients of functions, SGD, tools. The table is the heart: a row for each of NumPy's functions, each rule written once,
+in ordinary NumPy.
 """
 
 from __future__ import annotations
@@ -28,20 +29,18 @@ import functools
 import inspect
 import itertools
 import math
-import numbers
 import operator
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from heapq import heappop, heappush
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_tuple
 
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, DTypeLike, NDArray
-
-__all__ = ["SGD", "Tensor", "defvjp", "gradcheck", "no_grad", "relu", "sigmoid"]
+__all__ = ["SGD", "Tensor", "defvjp", "grad", "gradcheck", "hessian", "jacobian", "jvp"]
+__all__ += ["no_grad", "relu", "sigmoid", "value_and_grad"]
 __version__ = "0.1.0"
 
 
@@ -51,7 +50,15 @@ __version__ = "0.1.0"
 # (A Tensor, the class of the next section, is a value and its node, or None for a constant.)
 
 
+_new, _float64, _ndarray = object.__new__, np.float64, np.ndarray  # looked up once, as every operation needs them
 _next_order = itertools.count(0, -1).__next__
+_LARGE = 10_000  # elements: below that, an array is not worth forgetting
+_Shape = collections.namedtuple("_Shape", "shape dtype ndim")  # what a node keeps of an array that no rule will read
+
+
+def _check(ok, message, error=ValueError):
+    if not ok:
+        raise error(message)
 
 
 class _Node:
@@ -69,20 +76,18 @@ class _Node:
         self.values = values
         self.out = out
         self.options = options
-        if row is None:
-            self.grad = None
+        self.grad = None  # of a leaf
+        x = values[0]
+        if (x.__class__ is _ndarray and x.size >= _LARGE) or (out.__class__ is _ndarray and out.size >= _LARGE):
+            self.forget()
 
     def forget(self):
         """Keep of the arrays that the rules will not read no more than shape and dtype."""
         reads = [read for read, parent in zip(self.row.reads, self.parents, strict=False) if parent is not None]
-        keep = [*map(any, itertools.zip_longest(*reads, fillvalue=True)), *[True] * len(self.values)]
-        self.out, *self.values = [
-            value if kept or value.__class__ is not _ndarray else _Shape(value.shape, value.dtype, value.ndim)
-            for value, kept in zip((self.out, *self.values), keep, strict=False)
-        ]
-
-
-_Shape = collections.namedtuple("_Shape", "shape dtype ndim")  # what a node keeps of an array that no rule will read
+        values = enumerate((self.out, *self.values))
+        keep = [x.__class__ is not _ndarray or any(r[i] if i < len(r) else r[-1] for r in reads) for i, x in values]
+        kept = zip((self.out, *self.values), keep, strict=True)
+        self.out, *self.values = [x if k else _Shape(x.shape, x.dtype, x.ndim) for x, k in kept]
 
 
 class _Row:
@@ -91,41 +96,53 @@ class _Row:
     A rule has ``vjps`` (vector-Jacobian products, see the table), one per positional argument; a re-expression has
     ``expression``, the same function said in other functions of the table; a constant has neither, and its result
     carries no gradient. ``compute`` is the quickest way to the value of a rule. ``arity`` is the number of arguments
-    that need no ``check`` if they come without options, ``checked`` holds the other ways to call that have passed it.
+    that need no look if they come without options; ``ways`` are the other ways to call that need none.
     """
 
-    __slots__ = ("arity", "checked", "compute", "expression", "function", "reads", "vjps")
+    __slots__ = ("arity", "compute", "expression", "function", "reads", "vjps", "ways")
 
     def __init__(self, function):
         self.function = function
         self.define()
 
     def define(self, vjps=(), expression=None):
-        for vjp in vjps:
-            if vjp is not None and not callable(vjp):
-                raise TypeError(f"a rule of {_name(self.function)} must be a function or None, not {vjp!r}")
         self.vjps: tuple[Callable | None, ...] = vjps if any(vjps) else ()
         self.expression: Callable | None = expression
         self.compute: Callable = self.function
-        self.arity, self.checked = len(vjps) if all(vjps) else -1, set()
-        # For each rule, which of the result and the arguments it reads: those without an underscore in front.
-        names = [list(inspect.signature(vjp).parameters)[1:] if vjp else [] for vjp in vjps]
-        self.reads = [[not name.startswith("_") for name in rule] for rule in names]
+        self.arity, self.ways = len(vjps) if all(vjps) else -1, set()
+        # For each VJP, whether it reads the result and the arguments: where no underscore is in front of the name.
+        parameters = [[*inspect.signature(vjp).parameters.values()][1:] if vjp else [] for vjp in vjps]
+        self.reads = [[p.name[0] != "_" for p in vjp if p.kind < p.KEYWORD_ONLY] for vjp in parameters]
 
-    def check(self, nodes, args, options):
-        """Refuse what no rule here would see: arguments without a VJP, and options that NumPy has but the rule not."""
-        way = (*[node is not None for node in nodes], *options)
-        if way in self.checked:
-            return
-        for node, vjp, i in itertools.zip_longest(nodes, self.vjps, range(len(nodes))):
-            if node is not None and vjp is None and self.expression is None:
+    def arrange(self, args, options):
+        """A call as the rules take it: by position as far as can be, and without options that say NumPy's default.
+
+        Refuses what no rule here would see: options that NumPy has and the rule has not.
+        """
+        way, call = (len(args), *options), options
+        if way not in self.ways:
+            rule, before = (self.expression, ()) if self.expression else (next(filter(None, self.vjps)), ("g", "out"))
+            known = inspect.signature(rule)
+            with contextlib.suppress(ValueError):  # of functions in C that do not tell their parameters
+                bound = inspect.signature(self.function).bind(*args, **options)
+                said = [(name, x, bound.signature.parameters[name].default) for name, x in bound.arguments.items()]
+                call = {name: x for name, x, default in said if x is not default and (type(x), x) != (str, default)}
+                named = {*options} & {*call} & {*[*known.parameters][len(before) + len(self.vjps) :]}
+                bound.arguments = {name: x for name, x in call.items() if name not in named}
+                args, options = bound.args, bound.kwargs | {name: call[name] for name in named}
+            try:
+                known.bind(*before, *args, **options)
+            except TypeError as error:
+                what = f"{_name(self.function)} of a Tensor that requires gradients, called with {', '.join(call)}"
+                raise TypeError(f"{what}: {error}") from None
+            self.ways |= {way} & {(len(args), *options)}
+        return args, options
+
+    def refuse(self, nodes):
+        """An error for arguments that require gradients and have no VJP."""
+        for i, node in enumerate(nodes):
+            if node is not None and (i >= len(self.vjps) or self.vjps[i] is None):
                 raise TypeError(f"{_name(self.function)} has no derivative rule for argument {i}: detach() that one")
-        rule, before = (self.expression, ()) if self.expression else (next(filter(None, self.vjps)), ("g", "out"))
-        try:
-            inspect.signature(rule).bind(*before, *args, **options)
-        except TypeError as error:
-            raise TypeError(f"{_name(self.function)} of a Tensor that requires gradients: {error}") from None
-        self.checked.add(way)
 
 
 _table: dict[Callable, _Row] = {}
@@ -161,9 +178,9 @@ def no_grad() -> contextlib.AbstractContextManager[None]:
 
 
 def _name(function):
-    module = getattr(function, "__module__", None) or "numpy"
-    name = getattr(function, "__name__", repr(function)).lstrip("_")
-    return f"np{module[5:]}.{name}" if module.split(".")[0] == "numpy" else f"{module}.{name}"
+    function = getattr(function, "func", function)  # of a partial function
+    module, name = getattr(function, "__module__", None) or "numpy", getattr(function, "__name__", repr(function))
+    return f"{'np' + module[5:] if module.split('.')[0] == 'numpy' else module}.{name.lstrip('_')}"
 
 
 def _as_value(data):
@@ -172,22 +189,21 @@ def _as_value(data):
     Arrays of other kinds are kept as they are if they answer NumPy's protocols.
     """
     if isinstance(data, Tensor):
-        if data._node is not None:
-            raise TypeError("a Tensor made of a Tensor would lose its gradient: use it as it is, or its .detach()")
-        return data._value
+        return data._constant("the data of another Tensor", "it as it is, or its .detach()")
     is_array = hasattr(type(data), "__array_function__") and hasattr(type(data), "__array_ufunc__")
     # Only a subclass is asked, because NumPy imports its ma when somebody names it.
     if isinstance(data, np.ndarray) and type(data) is not np.ndarray and isinstance(data, np.ma.MaskedArray):
         raise TypeError("a Tensor of a masked array would lose the mask: fill it first, with data.filled(value)")
     value = data if is_array and not isinstance(data, np.ndarray) else np.asarray(data)
     if value.dtype.kind not in "biuf":
-        raise TypeError(_unfit(value.dtype, "a Tensor"))
+        advice = "take its real part" if value.dtype.kind == "c" else "convert it first, with data.astype(float) say"
+        raise TypeError(f"a Tensor holds booleans, integers or floats, not data of dtype {value.dtype}: {advice}")
     return value if is_array or value.ndim else value[()]
 
 
-def _unfit(dtype, what):
-    advice = "take its real part" if dtype.kind == "c" else "convert it first, with data.astype(float) say"
-    return f"{what} holds booleans, integers or floats, not data of dtype {dtype}: {advice}"
+def _as_array(value):
+    """A value that has a shape and a dtype: a Python float, which has none, becomes a NumPy scalar."""
+    return _float64(value) if value.__class__ is float else value
 
 
 def _as_operand(data):
@@ -199,12 +215,8 @@ def _as_operand(data):
 
 def _explained(function, values, error):
     """NumPy's ValueError with the operation and the shapes that it met."""
-    shapes = " and ".join(str(value.shape) for value in values if hasattr(value, "shape"))
+    shapes = " and ".join([str(value.shape) for value in values if hasattr(value, "shape")])
     return ValueError(f"{_name(function)} of shapes {shapes}: {str(error).strip()}")
-
-
-_new, _float64, _ndarray = object.__new__, np.float64, np.ndarray  # looked up once, as every operation needs them
-_LARGE = 10_000  # elements: below that, an array is not worth forgetting
 
 
 def _wrap(value, node):
@@ -216,8 +228,36 @@ def _wrap(value, node):
 
 
 # The classes of operands and of arguments that need no look before NumPy gets them.
-_numbers = {bool, int, float, np.float64, np.float32}
-_plain = _numbers | {np.ndarray, slice, type(None)}
+_python = {bool, int, float}
+_numbers = _python | {np.float64, np.float32}
+_quick = {np.ndarray, np.float64, np.float32, int}
+
+
+def _map(function, tree):
+    """The function of every leaf of nested tuples, lists and dicts, in the same structure."""
+    if isinstance(tree, dict):
+        return {key: _map(function, item) for key, item in tree.items()}
+    if isinstance(tree, (tuple, list)):
+        items = [_map(function, item) for item in tree]
+        return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
+    return function(tree)
+
+
+def _leaves(tree):
+    """The leaves of nested tuples, lists and dicts, in a list."""
+    if not isinstance(tree, (tuple, list, dict)):
+        return [tree]
+    return [leaf for item in (tree.values() if isinstance(tree, dict) else tree) for leaf in _leaves(item)]
+
+
+def _unwrapped(x):
+    """The value of a Tensor, and of a pandas object; other things as they are."""
+    return x._value if isinstance(x, Tensor) else _as_value(x) if hasattr(x, "to_numpy") else x
+
+
+def _is_foreign(x):
+    """Whether x is an array of another library, lazy perhaps or on other machines."""
+    return hasattr(x, "__array_function__") and not isinstance(x, (np.ndarray, Tensor))
 
 
 def _apply(function, *args, **options):
@@ -229,45 +269,42 @@ def _apply(function, *args, **options):
     if row is None:
         name = _name(function)
         raise TypeError(f"{name} has no derivative rule: add one with defvjp({name}, ...), or give it t.detach().data")
-    nodes, values, recorded = [], [], False
-    for arg in args:
-        node = None
-        if isinstance(arg, Tensor):
-            node, arg = arg._node, arg._value
-            if node is not None:
-                recorded = _thread.recording and bool(row.vjps or row.expression)
-        elif arg.__class__ in (list, tuple):
-            if any(isinstance(item, Tensor) for item in arg):
-                raise TypeError(f"{_name(function)} takes no list of Tensors: give a function of each of them a rule")
-        elif arg.__class__ not in _plain and hasattr(arg, "to_numpy"):
-            arg = _as_value(arg)
-        nodes.append(node)
-        values.append(arg)
-    if options and any(isinstance(option, Tensor) for option in options.values()):
-        raise TypeError(f"{_name(function)} takes Tensors by position, not by keyword")
-    if recorded and (options or len(args) != row.arity):
-        row.check(nodes, args, options)
-    if recorded and row.expression:
+    values = [x._value if isinstance(x, Tensor) else x for x in args]
+    quick = not options and len(args) == row.arity and _quick.issuperset([value.__class__ for value in values])
+    leaves = args if quick else _leaves((args, options))
+    tensors = [x for x in leaves if isinstance(x, Tensor)]
+    recorded = _thread.recording and [t for t in tensors if t._node is not None] and (row.vjps or row.expression)
+    foreign = not quick and True in [_is_foreign(x._value if isinstance(x, Tensor) else x) for x in leaves]
+    if recorded and not quick:
+        args, options = row.arrange(args, options)
+    if row.expression and (recorded or foreign):
         return row.expression(*args, **options)
-    try:
-        out = row.compute(*values, **options) if recorded else function(*values, **options)
+    nodes = [x._node if isinstance(x, Tensor) else None for x in args]
+    if not quick:
+        row.refuse(nodes if recorded else ())
+        if recorded and len(tensors) > sum([isinstance(x, Tensor) for x in args]):
+            raise TypeError(f"{_name(function)} takes Tensors by position, not by keyword or in a list")
+        values, options = _map(_unwrapped, (args, options))
+    compute = row.compute if recorded else function
+    try:  # other libraries warn when they are about to fetch whole arrays to let NumPy do it
+        with warnings.catch_warnings(action="error", category=FutureWarning) if foreign else contextlib.nullcontext():
+            out = compute(*values, **options)
     except ValueError as error:
         raise _explained(function, values, error) from None
-    if recorded and out.__class__ is float:
-        out = _float64(out)
-    if not hasattr(out, "dtype"):
-        if recorded:
-            raise TypeError(f"{_name(function)} gave a {type(out).__name__}: what has a rule must return one array")
-        return out
-    kind = out.dtype.kind
-    if kind not in "biuf":
-        raise TypeError(_unfit(out.dtype, f"the result of {_name(function)}, a Tensor,"))
-    if not recorded or kind != "f":
-        return _wrap(out, None)
-    node = _Node(row, nodes, values, out, options)
-    if values[0].__class__ is _ndarray and values[0].size >= _LARGE:
-        node.forget()
-    return _wrap(out, node)
+    except FutureWarning as warning:
+        raise TypeError(f"{_name(function)} would fetch whole arrays to this machine: {warning}") from None
+    if not recorded:
+        return _map(lambda x: _wrap(_as_value(x), None) if hasattr(x, "dtype") else x, out)
+    weak = not quick and float in [t._value.__class__ for t in tensors]
+    if out.__class__ is float:
+        out = out if weak else _float64(out)
+    elif not hasattr(out, "dtype"):
+        raise TypeError(f"{_name(function)} gave a {type(out).__name__}: what has a rule must return one array")
+    elif out.dtype.kind != "f":
+        return _wrap(_as_value(out), None)
+    elif weak:
+        values = [_as_array(value) if node is not None else value for value, node in zip(values, nodes, strict=True)]
+    return _wrap(out, _Node(row, nodes, values, out, options))
 
 
 def _operator(function, compute) -> tuple[Callable[[Any, Any], Tensor], Callable[[Any, Any], Tensor]]:
@@ -289,18 +326,17 @@ def _operator(function, compute) -> tuple[Callable[[Any, Any], Tensor], Callable
             y = _as_operand(y)
         if x is NotImplemented or y is NotImplemented:
             return NotImplemented
+        weak = x.__class__ in _python and y.__class__ in _python  # NumPy's arithmetic, but the result has no dtype yet
         try:
-            out = compute(x, y)
+            out = compute(_float64(x) if weak else x, y)
         except ValueError as error:
             raise _explained(function, (x, y), error) from None
         if (x_node is y_node is None) or not _thread.recording or not row.vjps:
             return _wrap(out, None)
         if row.arity != 2:
-            row.check((x_node, y_node), (x, y), {})
-        node = _Node(row, (x_node, y_node), (x, y), out)
-        if out.__class__ is _ndarray and out.size >= _LARGE:
-            node.forget()
-        return _wrap(out, node)
+            row.refuse((x_node, y_node))
+        out = float(out) if weak else out
+        return _wrap(out, _Node(row, (x_node, y_node), (x, y), out))
 
     return forward, lambda y, x: forward(x, y)
 
@@ -314,6 +350,21 @@ def _method(function) -> Callable[..., Tensor]:
     method.__name__ = function.__name__
     method.__doc__ = f"``{_name(function)}`` of this Tensor, with the arguments that it takes after the array."
     return method
+
+
+def _relu(x):
+    """max(x, 0), with a gradient of 0 at 0."""
+    return np.maximum(x, 0)
+
+
+def _sigmoid(x):
+    """1 / (1 + exp(-x)), without overflow."""
+    small = np.exp(np.abs(x) * -1.0)
+    return np.where(np.less(x, 0), small, 1) / (1 + small)
+
+
+def _convert(x, dtype):
+    return _as_array(x).astype(dtype)
 
 
 # --- Tensor -----------------------------------------------------------------------------------------------------------
@@ -348,10 +399,8 @@ class Tensor:
     __hash__ = object.__hash__
     __array_priority__ = __pandas_priority__ = 5000  # array * Tensor and Series * Tensor are the Tensor's business
 
-    def __init__(self, data: Any, requires_grad: bool = False, dtype: DTypeLike | None = None):
-        self._value = _as_value(data)
-        if dtype is not None:
-            self._value = _as_value(self._value.astype(dtype, copy=False))
+    def __init__(self, data: Any, requires_grad: bool = False, dtype: Any = None):
+        self._value = _as_value(data if dtype is None else _as_value(data).astype(dtype, copy=False))
         self._node = self._leaf = None
         self.requires_grad = requires_grad
 
@@ -364,32 +413,24 @@ class Tensor:
         """
         if isinstance(self._value, np.generic):
             self._value = np.asarray(self._value)
-        return self._value
+        return self._value if self._value.__class__ is not float else np.asarray(self._value)
 
     @data.setter
     def data(self, data: Any) -> None:
-        value = _as_value(data)
-        if value.shape != self.shape:
-            raise ValueError(f".data of shape {self.shape} cannot become shape {value.shape}: make a new Tensor for it")
-        if not np.can_cast(value.dtype, self.dtype, "same_kind"):
-            raise TypeError(f".data of dtype {self.dtype} cannot become {value.dtype}: convert it with .astype first")
-        self._value = value.astype(self.dtype, copy=False)
+        value, shape = _as_value(data), self.shape
+        _check(value.shape == shape, f".data of shape {shape} cannot become shape {value.shape}: make a new Tensor")
+        self._value = value.astype(self.dtype, casting="same_kind", copy=False)
 
-    @property
-    def requires_grad(self) -> bool:
-        """Whether ``backward`` from here reaches a leaf. May be switched on leaves; while off, ``.grad`` is None."""
-        return self._node is not None
+    requires_grad = property(lambda self: self._node is not None)
 
-    @requires_grad.setter
+    @requires_grad.setter  # type: ignore[no-redef]
     def requires_grad(self, required: bool) -> None:
-        if self._node is not None and self._node.row is not None:
-            raise ValueError("requires_grad of a result follows from its operands: cut it off with .detach()")
-        if not required:
-            self._node = None
-        elif self.dtype.kind != "f":
-            raise TypeError(f"{self.dtype} data cannot require gradients, only floats can: convert it with dtype=float")
-        else:
-            self._leaf = self._node = getattr(self, "_leaf", None) or _Node(None, (), (), None)
+        """Whether ``backward`` from here reaches a leaf. May be switched on leaves; while off, ``.grad`` is None."""
+        _check(self._node is None or self._node.row is None, "requires_grad of a result cannot be set: .detach() it")
+        if required:
+            _check(self.dtype.kind == "f", f"{self.dtype} data cannot require gradients: take dtype=float", TypeError)
+            self._leaf = getattr(self, "_leaf", None) or _Node(None, (), (None,), None)
+        self._node = self._leaf if required else None
 
     @property
     def grad(self) -> Any:
@@ -398,50 +439,26 @@ class Tensor:
         The array is the Tensor's own. After ``backward(create_graph=True)`` it is a Tensor. May be set, to None say.
         """
         node = self._node
-        if node is None or node.row is not None:
-            return None
-        if isinstance(node.grad, np.generic):
+        if node is not None and isinstance(node.grad, np.generic):
             node.grad = np.asarray(node.grad)
-        return node.grad
+        return node and node.grad
 
     @grad.setter
     def grad(self, gradient: Any) -> None:
         if gradient is not None:
-            if self._node is None or self._node.row is not None:
-                raise ValueError(".grad can be set on leaves that require gradients only")
-            keep = isinstance(gradient, Tensor) and gradient.requires_grad
-            gradient = (gradient if keep else _as_value(gradient)).astype(self.dtype)
-            if gradient.shape != self.shape:
-                raise ValueError(f".grad of a Tensor of shape {self.shape} cannot have shape {gradient.shape}")
+            _check(self._node and self._node.row is None, ".grad can be set on leaves that require gradients only")
+            gradient, shape = _as_value(gradient).astype(self.dtype), self.shape
+            _check(gradient.shape == shape, f".grad of a Tensor of shape {shape} cannot have shape {gradient.shape}")
         if self._node is not None:
             self._node.grad = gradient
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The lengths of the axes, () for a number."""
-        return self._value.shape
+    shape = property(lambda self: _as_array(self._value).shape, doc="The lengths of the axes, () for a number.")
+    ndim = property(lambda self: _as_array(self._value).ndim, doc="The number of axes.")
+    size = property(lambda self: _as_array(self._value).size, doc="The number of elements.")
+    dtype = property(lambda self: _as_array(self._value).dtype, doc="The NumPy dtype of the elements.")
+    T = property(lambda self: self.transpose(), doc="The Tensor with its axes in reversed order.")
 
-    @property
-    def ndim(self) -> int:
-        """The number of axes."""
-        return self._value.ndim
-
-    @property
-    def size(self) -> int:
-        """The number of elements."""
-        return self._value.size
-
-    @property
-    def dtype(self) -> np.dtype:
-        """The NumPy dtype of the elements."""
-        return self._value.dtype
-
-    @property
-    def T(self) -> Tensor:
-        """The Tensor with its axes in reversed order."""
-        return self.transpose()
-
-    def backward(self, gradient: ArrayLike | Tensor | None = None, create_graph: bool = False) -> None:
+    def backward(self, gradient: Any = None, create_graph: bool = False) -> None:
         """Add d(self)/d(leaf) to the ``.grad`` of every leaf that this Tensor was computed from.
 
         Parameters
@@ -459,50 +476,39 @@ class Tensor:
         >>> x.grad
         array([  3., 120.])
         """
-        value = self._value
-        if self._node is None:
-            raise ValueError("backward() on a Tensor that requires no gradient: make a leaf with requires_grad=True")
+        value = _as_array(self._value)
+        _check(self._node, "backward() on a Tensor that requires no gradient: make a leaf with requires_grad=True")
         if gradient is None:
-            if value.size != 1:
-                raise ValueError(
-                    f"backward() of shape {value.shape} needs a gradient: reduce it with .sum() or give one"
-                )
-            gradient = np.ones_like(value) if value.ndim else value.dtype.type(1)
+            _check(value.size == 1, f"backward() of shape {value.shape} needs a gradient: .sum() it first, or give one")
+            gradient = value.dtype.type(1) if isinstance(value, np.generic) else np.ones_like(value)
         else:
             gradient = gradient if isinstance(gradient, Tensor) and create_graph else _as_value(gradient)
-            if gradient.shape != value.shape:
-                raise ValueError(f"backward() of shape {value.shape} got a gradient of shape {gradient.shape}")
+            _check(gradient.shape == value.shape, f"backward() of shape {value.shape} got gradient {gradient.shape}")
             gradient = gradient.astype(value.dtype)
-        if create_graph:
-            with _recording(True):
-                _backward(self._node, gradient if isinstance(gradient, Tensor) else _wrap(gradient, None), True)
-        else:
-            _backward(self._node, gradient, False)
+        with _recording(True) if create_graph else contextlib.nullcontext():
+            gradients = _backward({self._node: gradient}, create_graph)
+            with _leaves_lock:  # only now, so that an error on the way leaves every gradient as it was
+                for leaf, g in gradients.items():
+                    leaf.grad = +g if leaf.grad is None else leaf.grad + g  # + makes a copy of its own
 
     def detach(self) -> Tensor:
         """A Tensor of the same data, without copying, that requires no gradient."""
-        return _wrap(self.data, None)
+        return _wrap(self._value if self._value.__class__ is float else self.data, None)
 
     def item(self) -> Any:
         """The one element, as a Python number; ValueError if there are more."""
         return np.asarray(self._value).item()
 
-    def astype(self, dtype: DTypeLike) -> Tensor:
-        """The values converted to ``dtype``; gradients are converted back."""
-        return _astype(self, dtype)
-
     # Python's and NumPy's protocols. What would lose a gradient without a word is an error that says what to do.
 
     def __len__(self) -> int:
-        if not self.ndim:
-            raise TypeError("a 0-d Tensor has no length")
-        return self.shape[0]
+        return len(self.data)
 
     def __iter__(self) -> Iterator[Tensor]:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, index: Any) -> Tensor:
-        return _apply(operator.getitem, self, _index_values(index))
+        return _apply(operator.getitem, self, _map(_unwrapped, index))
 
     def __setitem__(self, index: Any, value: Any) -> None:
         raise TypeError("a Tensor cannot be written to: compute a new one with np.where, or write to its .data")
@@ -517,11 +523,9 @@ class Tensor:
         return int(self._constant("a Python number", "np. functions, not math's, or .item()"))
 
     def __index__(self) -> int:
-        if self.ndim or self.dtype.kind not in "iu":
-            raise TypeError(f"an index must be an integer, not a Tensor of shape {self.shape} and dtype {self.dtype}")
-        return int(self._value)
+        return operator.index(self._value)
 
-    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray:
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         value = self._constant("a NumPy array", "np. functions (with pandas, Tensor(df) @ t), .item() or .detach()")
         return np.array(value, dtype) if copy else np.asarray(value, dtype)
 
@@ -531,20 +535,16 @@ class Tensor:
         return self._value
 
     def __array_ufunc__(self, ufunc, method, *inputs, **options):
-        if method != "__call__":
-            raise TypeError(f"{_name(ufunc)}.{method} does not take Tensors: write it with np. functions, np.sum say")
-        if options:
-            name, option = _name(ufunc), ", ".join(options)
-            raise TypeError(
-                f"{name} with {option}= does not take Tensors: write y = {name}(...), a new Tensor, without"
-            )
+        if method != "__call__" or options:
+            call = f"{_name(ufunc)}.{method}".removesuffix(".__call__") + "".join([f" with {o}=" for o in options])
+            raise TypeError(f"{call} does not take Tensors: write y = np.add(x, 1) or another call that returns one")
         return _apply(ufunc, *[x if isinstance(x, Tensor) or x.__class__ in _numbers else _as_value(x) for x in inputs])
 
     def __array_function__(self, function, types, args, options):
         return _apply(function, *args, **options)
 
     def __repr__(self) -> str:
-        value = np.asarray(self._value) if isinstance(self._value, np.generic) else self._value
+        value = np.asarray(self._value) if isinstance(self._value, (np.generic, float)) else self._value
         show = functools.partial(np.array2string, separator=", ", prefix="Tensor(")
         text = show(value) if isinstance(value, np.ndarray) else repr(value)
         dtype = "" if self.dtype in (float, int, bool) else f", dtype={self.dtype}"
@@ -556,23 +556,17 @@ class Tensor:
     def __reduce__(self):
         if self._node is not None and self._node.row is not None:
             raise TypeError("a computed Tensor cannot be copied or pickled with its graph: use .detach()")
-        grad = self.grad.detach() if isinstance(self.grad, Tensor) else self.grad
-        return type(self), (self.data, self.requires_grad), (None, {"grad": grad})
+        return type(self), (self.data, self.requires_grad), (None, {"grad": _unwrapped(self.grad)})
 
     # Operators and methods, each a function of the table.
 
-    __add__, __radd__ = _operator(np.add, operator.add)
-    __sub__, __rsub__ = _operator(np.subtract, operator.sub)
-    __mul__, __rmul__ = _operator(np.multiply, operator.mul)
+    (__add__, __radd__), (__sub__, __rsub__) = _operator(np.add, operator.add), _operator(np.subtract, operator.sub)
+    (__mul__, __rmul__), (__pow__, __rpow__) = _operator(np.multiply, operator.mul), _operator(np.power, operator.pow)
     __truediv__, __rtruediv__ = _operator(np.divide, operator.truediv)
-    __pow__, __rpow__ = _operator(np.power, operator.pow)
     __matmul__, __rmatmul__ = _operator(np.matmul, np.matmul)
-    __eq__ = _operator(np.equal, operator.eq)[0]  # type: ignore[assignment]
-    __ne__ = _operator(np.not_equal, operator.ne)[0]  # type: ignore[assignment]
-    __lt__ = _operator(np.less, operator.lt)[0]
-    __le__ = _operator(np.less_equal, operator.le)[0]
-    __gt__ = _operator(np.greater, operator.gt)[0]
-    __ge__ = _operator(np.greater_equal, operator.ge)[0]
+    (__eq__, _), (__ne__, _) = _operator(np.equal, operator.eq), _operator(np.not_equal, operator.ne)  # type: ignore
+    (__lt__, _), (__le__, _) = _operator(np.less, operator.lt), _operator(np.less_equal, operator.le)
+    (__gt__, _), (__ge__, _) = _operator(np.greater, operator.gt), _operator(np.greater_equal, operator.ge)
     __and__, __rand__ = _operator(np.bitwise_and, operator.and_)
     __or__, __ror__ = _operator(np.bitwise_or, operator.or_)
     __xor__, __rxor__ = _operator(np.bitwise_xor, operator.xor)
@@ -581,17 +575,11 @@ class Tensor:
 
     sum, mean, max, min, prod = map(_method, (np.sum, np.mean, np.max, np.min, np.prod))
     var, std, squeeze, swapaxes, ravel = map(_method, (np.var, np.std, np.squeeze, np.swapaxes, np.ravel))
-    any, all, argmax, argmin = map(_method, (np.any, np.all, np.argmax, np.argmin))
-    exp, log, sqrt, sin, cos, tanh = map(_method, (np.exp, np.log, np.sqrt, np.sin, np.cos, np.tanh))
+    any, all, argmax, argmin, argsort = map(_method, (np.any, np.all, np.argmax, np.argmin, np.argsort))
+    exp, log, sqrt, sin, cos, tan, tanh = map(_method, (np.exp, np.log, np.sqrt, np.sin, np.cos, np.tan, np.tanh))
+    cumsum, cumprod, diagonal, trace, dot = map(_method, (np.cumsum, np.cumprod, np.diagonal, np.trace, np.dot))
+    relu, sigmoid, astype = map(_method, (_relu, _sigmoid, _convert))
     abs = __abs__
-
-    def relu(self) -> Tensor:
-        """max(t, 0), with a gradient of 0 at 0."""
-        return relu(self)
-
-    def sigmoid(self) -> Tensor:
-        """1 / (1 + exp(-t)), without overflow."""
-        return sigmoid(self)
 
     def clip(self, min: Any = None, max: Any = None) -> Tensor:
         """The values limited to [min, max]; None is no limit."""
@@ -599,18 +587,11 @@ class Tensor:
 
     def reshape(self, *shape: Any) -> Tensor:
         """``t.reshape(2, -1)`` or ``t.reshape((2, -1))``."""
-        return _apply(np.reshape, self, shape[0] if len(shape) == 1 else shape)
+        return _apply(np.reshape, self, shape[0] if len(shape) == 1 and np.ndim(shape[0]) else shape)
 
     def transpose(self, *axes: Any) -> Tensor:
         """``t.transpose()`` reverses the axes, ``t.transpose(1, 0)`` or ``t.transpose((1, 0))`` orders them."""
         return _apply(np.transpose, self, axes[0] if len(axes) == 1 else axes or None)
-
-
-def _index_values(index):
-    """An index in which arrays stand for Tensors."""
-    if isinstance(index, (tuple, list)):
-        return (tuple if isinstance(index, tuple) else list)(map(_index_values, index))
-    return np.asarray(index._value) if isinstance(index, Tensor) else index
 
 
 # --- The table of derivative rules ------------------------------------------------------------------------------------
@@ -640,28 +621,25 @@ def defvjp(function: Callable, *vjps: Callable | None) -> Callable:
     >>> x.grad
     array(12.)
     """
-    if not callable(function) or not vjps:
-        raise TypeError(
-            f"defvjp takes a function and a rule for each of its arguments, not {function!r} and {len(vjps)}"
-        )
-    row = _table.setdefault(function, _Row(function))
-    row.define(vjps)
+    _check(callable(function) and vjps, f"defvjp takes a function and rules, not {function!r} and {vjps}", TypeError)
+    _table.setdefault(function, _Row(function)).define(vjps)
     if isinstance(function, np.ufunc) or hasattr(function, "_implementation"):
         return function
 
     @functools.wraps(function)
     def recording(*args: Any, **options: Any) -> Any:
-        if any(isinstance(arg, Tensor) for arg in (*args, *options.values())):
-            return _apply(function, *args, **options)
-        return function(*args, **options)
+        plain = not any(isinstance(leaf, Tensor) for leaf in _leaves((args, options)))
+        return function(*args, **options) if plain else _apply(function, *args, **options)
 
-    _table[recording] = row
+    _table[recording] = _table[function]
     return recording
 
 
-def _express(function, expression):
-    """Say a function in other functions of the table, for Tensors that require gradients."""
-    _table.setdefault(function, _Row(function)).define(expression=expression)
+@functools.cache
+def _rule(function, vjp, n):
+    """A function of any number of arrays, for n of them: array i has ``vjp(i, g, out, *arrays, **options)``."""
+    plain = functools.wraps(function)(lambda *arrays, **options: function(*arrays, **options))
+    return defvjp(plain, *[functools.partial(vjp, i) for i in range(n)])
 
 
 def _axes(x, axis):
@@ -670,10 +648,10 @@ def _axes(x, axis):
     return tuple(axes)[: x.ndim]
 
 
-def _kept(x, axis):
-    """The shape of a reduction of x over ``axis`` with keepdims=True."""
+def _kept(x, axis, keepdims=True):
+    """The shape of a reduction of x over ``axis``."""
     axes = _axes(x, axis)
-    return tuple([1 if a in axes else n for a, n in enumerate(x.shape)])
+    return tuple([1 if a in axes else n for a, n in enumerate(x.shape) if keepdims or a not in axes])
 
 
 def _count(x, axis):
@@ -681,179 +659,383 @@ def _count(x, axis):
     return math.prod([x.shape[a] for a in _axes(x, axis)]) or 1
 
 
+def _merged(x, axis):
+    """x with the axes that a reduction goes over merged into one, the last."""
+    axes = _axes(x, axis)
+    n = math.prod([x.shape[a] for a in axes])
+    return np.moveaxis(x, axes, range(-len(axes), 0)).reshape((*_kept(x, axis, keepdims=False), n))
+
+
+def _at(axis, index):
+    """The index that takes ``index`` along one axis, not negative, and all along the others."""
+    return (*[slice(None)] * axis, index)
+
+
+def _nonzero(x):
+    """x, but 1 where it is 0: to divide by."""
+    return np.where(x == 0, 1, x)
+
+
+def _stretch(g, x):
+    """g, broadcast together with x, for NumPy's arrays as a view."""
+    return (
+        g + np.zeros_like(x)
+        if _is_foreign(_unwrapped(x))
+        else np.broadcast_to(g, np.broadcast_shapes(g.shape, x.shape))
+    )
+
+
 def _spread(g, x, axis):
     """The gradient of a sum over ``axis`` goes to every element of x alike."""
-    return g if g.shape == x.shape else np.broadcast_to(g.reshape(_kept(x, axis)), x.shape)
+    return g if g.shape == x.shape else _stretch(g.reshape(_kept(x, axis)), x)
 
 
-def _share(g, out, x, axis=None, *, keepdims=False):
+def _share(g, out, a, axis=None, *, keepdims=False):
     """The gradient of max and min: to the elements that are it, in equal shares where there are ties."""
-    hit = ((x == out.reshape(_kept(x, axis))) | (x != x)).astype(g.dtype)  # nan is its own maximum
-    return g.reshape(_kept(x, axis)) * (hit / hit.sum(axis=axis, keepdims=True))
+    hit = ((a == out.reshape(_kept(a, axis))) | (a != a)).astype(g.dtype)  # nan is its own maximum
+    return g.reshape(_kept(a, axis)) * (hit / hit.sum(axis=axis, keepdims=True))
 
 
-def _less_one(y):
-    """y - 1, but 0 where y is 0: so that y * x**(y - 1), the derivative of x**y, is 0 for y = 0 at x = 0 too."""
-    return y - (y != 0) if isinstance(y, (int, float)) else np.where(y == 0, 0, y - 1)
+def _won(g, lost, tied):
+    """The gradient of maximum and minimum: nothing to the operand that lost, half to each where they are equal."""
+    return np.where(lost, 0, np.where(tied, g / 2, g))
 
 
-def _log_of_base(out, x, y):
+def _power_less(x, y):
+    """x**(y - 1), but x**0 where y is 0: so that y * x**(y - 1), the derivative of x**y, is 0 there at x = 0 too."""
+    less = y - (y != 0) if isinstance(y, (int, float)) else np.where(y == 0, 0, y - 1)
+    return np.power(x, less) if x.__class__ is float else x**less
+
+
+def _log_of(x, y, out):
     """log(x) in the dtype of out = x**y, for d(out)/dy = out * log(x); 0 where x is 0 and out stays 0 or 1 beside y."""
-    x = x.astype(out.dtype) if hasattr(x, "astype") else out.dtype.type(x)
+    x = x.astype(out.dtype) if hasattr(x, "astype") else _as_array(out).dtype.type(x)
     return np.log(np.where((x == 0) & (y >= 0), 1, x))
+
+
+def _mT(x):
+    return x.swapaxes(-1, -2)
 
 
 def _matmul_vjp_x(g, _out, _x, y):
     if y.ndim == 1:
         return g[..., None] * y
-    if _x.ndim == 1:
-        return (y @ g[..., None])[..., 0]
-    return g @ y.swapaxes(-1, -2)
+    return g @ _mT(y) if _x.ndim > 1 else (y @ g[..., None])[..., 0]
 
 
 def _matmul_vjp_y(g, _out, x, _y):
     if x.ndim == 1:
         return x[:, None] * g[..., None, :] if _y.ndim > 1 else g * x
-    if _y.ndim == 1:
-        return (x.swapaxes(-1, -2) @ g[..., None])[..., 0]
-    return x.swapaxes(-1, -2) @ g
+    return _mT(x) @ g if _y.ndim > 1 else (_mT(x) @ g[..., None])[..., 0]
 
 
-def _prod(x, axis=None, *, keepdims=False):
-    """A product as a tree of multiplications: no division, so that zeros among the factors do no harm at any order."""
-    axes, odd = _axes(x, axis), []
-    n = math.prod([x.shape[a] for a in axes])
-    if n == 0:
-        return x.sum(axis=axis, keepdims=keepdims) + 1
-    rest = [a for a in range(x.ndim) if a not in axes]
-    shape = _kept(x, axis) if keepdims else tuple(x.shape[a] for a in rest)
-    x = x.transpose([*axes, *rest]).reshape((n, *[x.shape[a] for a in rest]))
-    while n > 1:
-        if n % 2:
-            odd.append(x[n - 1])
-        n //= 2
-        x = x[0 : 2 * n : 2] * x[1 : 2 * n : 2]
-    return functools.reduce(operator.mul, odd, x[0]).reshape(shape)
-
-
-def _deviations(x, axis):
-    return x - x.mean(axis=axis, keepdims=True)
-
-
-def _freedom(x, axis, ddof):
-    """What a variance is divided by, as a plain float; 0, by which NumPy divides with a warning, where none is left."""
-    return max(_count(x, axis) - float(ddof), 0.0)
-
-
-def _var(x, axis=None, *, ddof=0, keepdims=False):
-    d = _deviations(x, axis)
-    var = (d * d).mean(axis=axis, keepdims=keepdims)
-    return var / (_freedom(x, axis, ddof) / _count(x, axis)) if ddof else var
-
-
-def _std_vjp(g, out, x, axis=None, *, ddof=0, keepdims=False):
-    g = _spread(g / np.where(out == 0, 1, out), x, axis)  # where nothing varies, the deviations make it 0
-    return g * _deviations(x, axis) / _freedom(x, axis, ddof)
-
-
-def _inverse(axes):
-    """The order of axes that undoes a transposition."""
-    return None if axes is None else tuple(np.argsort([axis % len(axes) for axis in axes]).tolist())
-
-
-def _relu(x):
-    """max(x, 0), with a gradient of 0 at 0."""
-    return np.maximum(x, 0)
-
-
-def _sigmoid(x):
-    """1 / (1 + exp(-x)), without overflow."""
-    small = np.exp(np.abs(x) * -1.0)
-    return np.where(np.less(x, 0), small, 1) / (1 + small)
-
-
-def _convert(x, dtype):
-    return x.astype(dtype)
+def _to_kind(g, x):
+    """g as an array of the kind that x is, of another library, and in the same chunks if it has any."""
+    g = g if type(g) is type(x) else g + np.zeros_like(x)
+    return g.rechunk(x.chunks) if getattr(g, "chunks", None) != getattr(x, "chunks", None) else g
 
 
 _basic = (int, np.integer, slice, type(None), type(...))  # an index of these alone names no element twice
 
 
-def _add_at(values, index, shape):
-    """Zeros of ``shape``, with the values added at an index: what repeats in the index adds up."""
-    out = np.zeros(shape, values.dtype)
-    if all(isinstance(i, _basic) for i in (index if isinstance(index, tuple) else (index,))):
-        out[index] = values
-    else:
+def _add_at(values, index, like):
+    """Zeros of the shape and kind of ``like``, with the values added at an index: what repeats in the index adds up."""
+    out = np.zeros_like(like if _is_foreign(like) else values, values.dtype, shape=like.shape)
+    items = index if isinstance(index, tuple) else (index,)
+    if not all(isinstance(i, _basic) and i.__class__ is not bool for i in items):
         np.add.at(out, index, values)
+    elif values.size:  # into slices, which every library can write to
+        items = tuple([slice(i, i + 1 or None) if hasattr(i, "__index__") else i for i in items if i is not None])
+        out[items] = values.reshape(out[items].shape)
     return out
 
 
-def _low(a_min):
-    return -math.inf if a_min is None else a_min
+def _join(*arrays, axis):
+    return np.concatenate(arrays, axis)
 
 
-def _high(a_max):
-    return math.inf if a_max is None else a_max
+def _concatenate(arrays, axis=0):
+    """NumPy's, of Tensors among others."""
+    arrays = _tensors(*(arrays if axis is not None else map(np.ravel, arrays)))
+    return _rule(_join, _join_vjp, len(arrays))(*arrays, axis=axis or 0)
+
+
+def _join_vjp(i, g, _out, *_arrays, axis):
+    start = sum([array.shape[axis] for array in _arrays[:i]])
+    return g[_at(axis % g.ndim, slice(start, start + _arrays[i].shape[axis]))]
+
+
+def _contract(*arrays, terms, optimize=False):
+    return np.einsum(",".join(terms[1:]) + "->" + terms[0], *arrays, optimize=optimize)
+
+
+def _contract_vjp(i, g, _out, *arrays, terms, optimize=False):
+    """The sum of products with g in the place of array i.
+
+    A letter that the term of array i has twice gets there through a unit matrix, one that no other term has as an axis
+    along which all is the same.
+    """
+    rest, target = [*terms[: i + 1], *terms[i + 2 :]], terms[i + 1]
+    operands = [g, *arrays[:i], *arrays[i + 1 :]]
+    spare = [letter for letter in map(chr, range(65, 123)) if letter.isalpha() and letter not in "".join(terms)]
+    for axis, letter in enumerate(target):
+        if target.count(letter) > 1:
+            rest.append(letter + spare[axis])
+            operands.append(np.eye(arrays[i].shape[axis], dtype=g.dtype))
+            target = target[:axis] + spare[axis] + target[axis + 1 :]
+    alone = tuple([axis for axis, letter in enumerate(target) if letter not in "".join(rest)])
+    shared = "".join([letter for letter in target if letter in "".join(rest)])
+    g = np.einsum(",".join(rest) + "->" + shared, *operands, optimize=optimize)
+    return _stretch(np.expand_dims(g, alone), arrays[i])
 
 
 # fmt: off
-defvjp(np.add,       lambda g, _out, _x, _y: g,                       lambda g, _out, _x, _y: g)
-defvjp(np.subtract,  lambda g, _out, _x, _y: g,                       lambda g, _out, _x, _y: -g)
-defvjp(np.multiply,  lambda g, _out, _x, y: g * y,                    lambda g, _out, x, _y: g * x)
-defvjp(np.divide,    lambda g, _out, _x, y: g / y,                    lambda g, out, _x, y: -g * out / y)
-defvjp(np.power,     lambda g, _out, x, y: g * (y * x ** _less_one(y)),
-                     lambda g, out, x, y: g * (out * _log_of_base(out, x, y)))
-defvjp(np.matmul,    _matmul_vjp_x,                                   _matmul_vjp_y)
-
-defvjp(np.positive,  lambda g, _out, _x: g)
-defvjp(np.negative,  lambda g, _out, _x: -g)
-defvjp(np.absolute,  lambda g, _out, x: g * np.sign(x))
-defvjp(np.exp,       lambda g, out, _x: g * out)
-defvjp(np.log,       lambda g, _out, x: g / x)
-defvjp(np.sqrt,      lambda g, out, _x: g / (2 * out))
-defvjp(np.sin,       lambda g, _out, x: g * np.cos(x))
-defvjp(np.cos,       lambda g, _out, x: -g * np.sin(x))
-defvjp(np.tanh,      lambda g, out, _x: g * (1 - out * out))
-relu = defvjp(_relu, lambda g, out, _x: np.where(out <= 0, 0, g))
+relu = defvjp(_relu,       lambda g, out, _x: np.where(out <= 0, 0, g))
 sigmoid = defvjp(_sigmoid, lambda g, out, _x: g * (out * (1 - out)))
-_astype = defvjp(_convert, lambda g, _out, _x, _dtype: g)
+_alike = defvjp(_to_kind,  lambda g, _, _g, _x: g)
+_scatter = defvjp(_add_at, lambda g, _, _values, index, like: g[index])
+defvjp(operator.getitem,   lambda g, _, _x, index: _scatter(g, index, _unwrapped(_x)))
+defvjp(_convert,           lambda g, _, _x, _dtype: g)
 
-defvjp(np.where,     None,
-                     lambda g, _out, condition, _x, _y: np.where(condition, g, 0),
-                     lambda g, _out, condition, _x, _y: np.where(condition, 0, g))
-defvjp(np.clip,      lambda g, _out, x, a_min, a_max: np.where((x >= _low(a_min)) & (x <= _high(a_max)), g, 0),
-                     lambda g, _out, x, a_min, a_max: np.where((x < a_min) & (a_min < _high(a_max)), g, 0),
-                     lambda g, _out, x, a_min, a_max: np.where((x > a_max) | (a_max < _low(a_min)), g, 0))
+defvjp(np.add,         lambda g, _, _x, _y: g,                       lambda g, _, _x, _y: g)
+defvjp(np.subtract,    lambda g, _, _x, _y: g,                       lambda g, _, _x, _y: -g)
+defvjp(np.multiply,    lambda g, _, _x, y: g * y,                    lambda g, _, x, _y: g * x)
+defvjp(np.divide,      lambda g, _, _x, y: g / y,                    lambda g, out, _x, y: -g * out / y)
+defvjp(np.power,       lambda g, _, x, y: g * y * _power_less(x, y), lambda g, out, x, y: g * out * _log_of(x, y, out))
+defvjp(np.remainder,   lambda g, _, _x, _y: g,                       lambda g, _, x, y: -g * np.floor_divide(x, y))
+defvjp(np.maximum,     lambda g, _, x, y: _won(g, x < y, x == y),    lambda g, _, x, y: _won(g, y < x, x == y))
+defvjp(np.minimum,     lambda g, _, x, y: _won(g, x > y, x == y),    lambda g, _, x, y: _won(g, y > x, x == y))
+defvjp(np.hypot,       lambda g, out, x, _y: g * x / _nonzero(out),  lambda g, out, _x, y: g * y / _nonzero(out))
+defvjp(np.arctan2,     lambda g, _, y, x: g * x / _nonzero(x * x + y * y),
+                       lambda g, _, y, x: -g * y / _nonzero(x * x + y * y))
+defvjp(np.logaddexp,   lambda g, _, x, y: g * sigmoid(x - y),        lambda g, _, x, y: g * sigmoid(y - x))
+defvjp(np.logaddexp2,  lambda g, _, x, y: g * sigmoid((x - y) * math.log(2)),
+                       lambda g, _, x, y: g * sigmoid((y - x) * math.log(2)))
+defvjp(np.where, None, lambda g, _, c, _x, _y: np.where(c, g, 0),    lambda g, _, c, _x, _y: np.where(c, 0, g))
+defvjp(np.matmul,      _matmul_vjp_x,                                _matmul_vjp_y)
 
-defvjp(np.sum,       lambda g, _out, _x, axis=None, *, keepdims=False: _spread(g, _x, axis))
-defvjp(np.mean,      lambda g, _out, _x, axis=None, *, keepdims=False: _spread(g * (1 / _count(_x, axis)), _x, axis))
-defvjp(np.max,       _share)
-defvjp(np.min,       _share)
-defvjp(np.amax,      _share)  # another function object than np.max, and kept for older code
-defvjp(np.amin,      _share)
-defvjp(np.std,       _std_vjp)
-_express(np.var,     _var)
-_express(np.prod,    _prod)
+_unary: dict[Callable, Callable] = {
+    np.positive: lambda g, _, _x: g,                                 np.negative: lambda g, _, _x: -g,
+    np.absolute: lambda g, _, x: g * np.sign(x),                     np.sqrt:     lambda g, out, _x: g / (2 * out),
+    np.cbrt:     lambda g, out, _x: g / (3 * out * out),             np.exp:      lambda g, out, _x: g * out,
+    np.exp2:     lambda g, out, _x: g * (out * math.log(2)),         np.expm1:    lambda g, out, _x: g * (out + 1),
+    np.log:      lambda g, _, x: g / x,                              np.log10: lambda g, _, x: g / (x * math.log(10)),
+    np.log2:     lambda g, _, x: g / (x * math.log(2)),              np.log1p:    lambda g, _, x: g / (1 + x),
+    np.sin:      lambda g, _, x: g * np.cos(x),                      np.cos:      lambda g, _, x: -g * np.sin(x),
+    np.tan:      lambda g, out, _x: g * (1 + out * out),             np.arctan:   lambda g, _, x: g / (1 + x * x),
+    np.arcsin:   lambda g, _, x: g / np.sqrt((1 - x) * (1 + x)),     np.sinh:     lambda g, _, x: g * np.cosh(x),
+    np.arccos:   lambda g, _, x: -g / np.sqrt((1 - x) * (1 + x)),    np.cosh:     lambda g, _, x: g * np.sinh(x),
+    np.arccosh:  lambda g, _, x: g / np.sqrt((x - 1) * (x + 1)),     np.arcsinh:  lambda g, _, x: g / np.hypot(x, 1),
+    np.arctanh:  lambda g, _, x: g / ((1 - x) * (1 + x)),            np.tanh:     lambda g, y, _x: g * (1 - y * y),
+    np.max:      _share,                                             np.min:      _share,
+    np.ravel:    lambda g, _, _a: g.reshape(_a.shape),          np.flip: lambda g, _, _m, axis=None: np.flip(g, axis),
+    np.squeeze:  lambda g, _, _a, axis=None: g.reshape(_a.shape),    np.broadcast_to: lambda g, _, _array, shape: g,
+}
+for unary, unary_vjp in _unary.items():
+    defvjp(unary, unary_vjp)
+defvjp(np.sum,         lambda g, _, _a, axis=None, *, keepdims=False: _spread(g, _a, axis))
+defvjp(np.mean,        lambda g, _, _a, axis=None, *, keepdims=False: _spread(g * (1 / _count(_a, axis)), _a, axis))
+defvjp(np.cumsum,      lambda g, _, _a, axis=None: np.flip(np.cumsum(np.flip(g, axis), axis), axis).reshape(_a.shape))
+defvjp(np.nan_to_num,  lambda g, _, x, *, nan=0.0, posinf=None, neginf=None: np.where(np.isfinite(x), g, 0))
+defvjp(np.reshape,     lambda g, _, _a, shape=None, *, newshape=None: g.reshape(_a.shape))
+defvjp(np.expand_dims, lambda g, _, _a, axis: g.reshape(_a.shape))
+defvjp(np.swapaxes,    lambda g, _, _a, axis1, axis2: g.swapaxes(axis1, axis2))
+defvjp(np.transpose,   lambda g, _, _a, axes=None: np.transpose(
+                           g, None if axes is None else np.argsort(_axes(_a, axes)).tolist()))
+defvjp(np.roll,        lambda g, _, _a, shift, axis=None: np.roll(g, np.negative(shift).tolist(), axis))
 
-defvjp(np.reshape,      lambda g, _out, _x, shape: g.reshape(_x.shape))
-defvjp(np.ravel,        lambda g, _out, _x: g.reshape(_x.shape))
-defvjp(np.squeeze,      lambda g, _out, _x, axis=None: g.reshape(_x.shape))
-defvjp(np.transpose,    lambda g, _out, _x, axes=None: g.transpose(_inverse(axes)))
-defvjp(np.swapaxes,     lambda g, _out, _x, axis1, axis2: g.swapaxes(axis1, axis2))
-defvjp(np.broadcast_to, lambda g, _out, _x, shape: g)
-_scatter = defvjp(_add_at, lambda g, _out, _values, index, shape: g[index])
-defvjp(operator.getitem, lambda g, _out, _x, index: _scatter(g, index, _x.shape))
+defvjp(np.linalg.inv,  lambda g, out, _a: -(_mT(out) @ g @ _mT(out)))
+defvjp(np.linalg.det,  lambda g, out, a: (g * out)[..., None, None] * _mT(np.linalg.inv(a)))
+_sign_of_det = defvjp(lambda a: np.linalg.slogdet(a)[0], None)
+_log_of_det = defvjp(lambda a: np.linalg.slogdet(a)[1], lambda g, _, a: g[..., None, None] * _mT(np.linalg.inv(a)))
+_solve = defvjp(functools.partial(np.linalg.solve), lambda g, out, a, _b: -(np.linalg.solve(_mT(a), g) @ _mT(out)),
+                                                    lambda g, _, a, _b: np.linalg.solve(_mT(a), g))
 
-# The methods begin in half the time of the functions, and a number is its own sum and mean.
-_table[np.sum].compute = lambda x, axis=None, **keep: x.sum(axis, **keep) if x.ndim or axis is not None else +x
-_table[np.mean].compute = lambda x, axis=None, **keep: x.mean(axis, **keep) if x.ndim or axis is not None else +x
-
-for constant in (np.equal, np.not_equal, np.less, np.less_equal, np.greater, np.greater_equal, np.sign,
-                 np.bitwise_and, np.bitwise_or, np.bitwise_xor, np.invert, np.isfinite, np.isnan, np.isinf,
-                 np.zeros_like, np.ones_like, np.shape, np.ndim, np.size, np.argmax, np.argmin, np.any, np.all):
-    defvjp(constant, None)
+# Python's own operators are many times faster on NumPy scalars.
+_table[np.negative].compute, _table[np.positive].compute, _table[np.absolute].compute = operator.neg, operator.pos, abs
 # fmt: on
+
+# What follows says NumPy's functions in others of the table, with NumPy's names for the parameters.
+
+
+def _tensors(*arrays):
+    return [array if isinstance(array, Tensor) else Tensor(array) for array in arrays]
+
+
+def _clip(a, a_min=None, a_max=None, *, min=None, max=None):
+    low, high = a_min if min is None else min, a_max if max is None else max
+    a = a if low is None else np.where(np.less(a, low) | np.not_equal(low, low), low, a)
+    return a if high is None else np.where(np.greater(a, high) | np.not_equal(high, high), high, a)
+
+
+def _prod(a, axis=None, *, keepdims=False):
+    """As a tree of products, without division: zeros among the factors do no harm at any order."""
+    shape, a = _kept(a, axis, keepdims), _merged(a, axis)
+    while (n := a.shape[-1]) > 1:
+        a = np.concatenate([a[..., : n // 2] * a[..., n // 2 : n // 2 * 2], a[..., n // 2 * 2 :]], -1)
+    return (a if n else a.sum(-1) + 1).reshape(shape)
+
+
+def _cumprod(a, axis=None):
+    """In log2(n) steps (Hillis and Steele, 1986), without division too."""
+    a, n = np.ravel(a) if axis is None else np.moveaxis(a, axis, 0), 1
+    while n < len(a):
+        a, n = np.concatenate([a[:n], a[n:] * a[:-n]]), 2 * n
+    return a if axis is None else np.moveaxis(a, 0, axis)
+
+
+def _var(a, axis=None, *, ddof=0, keepdims=False):
+    d = a - a.mean(axis=axis, keepdims=True)
+    return (d * d).sum(axis=axis, keepdims=keepdims) / max(_count(a, axis) - float(ddof), 0.0)
+
+
+def _root(x, p=2):
+    """x**(1 / p), with a gradient of 0 where x is 0."""
+    return np.where(x == 0, 0, _nonzero(x) ** (1 / p))
+
+
+def _average(a, axis=None, weights=None, *, keepdims=False):
+    a, weights = _tensors(a, np.ones_like(a) if weights is None else weights)
+    if weights.shape != a.shape:  # one for each place along the axes that the average goes over
+        weights = weights.transpose(np.argsort(axes := _axes(a, axis)).tolist())
+        weights = weights.reshape([n if i in axes else 1 for i, n in enumerate(a.shape)])
+    return (a * weights).sum(axis, keepdims=keepdims) / np.broadcast_to(weights, a.shape).sum(axis, keepdims=keepdims)
+
+
+def _median(a, axis=None, *, keepdims=False):
+    ordered = np.sort(_merged(a, axis))
+    n, last = ordered.shape[-1], ordered[..., -1]  # the last is nan if any is
+    middle = ordered[..., (n - 1) // 2 : n // 2 + 1].mean(-1)
+    return np.where(np.isnan(last), last, middle).reshape(_kept(a, axis, keepdims))
+
+
+def _diff(a, n=1, axis=-1):
+    _check(n >= 0 and a.ndim, f"np.diff of shape {a.shape}, {n} times: it takes an axis, and no negative times")
+    for _ in range(n):
+        a = a[_at(_axes(a, axis)[0], slice(1, None))] - a[_at(_axes(a, axis)[0], slice(-1))]
+    return a
+
+
+def _norm(x, ord=None, axis=None, keepdims=False):
+    axes, size, keep = _axes(x, axis), np.abs(x), {"keepdims": keepdims}
+    if (ord is None and (axis is None or len(axes) < 3)) or (ord == "fro" and len(axes) == 2):
+        return _root(np.sum(x * x, axis, **keep))
+    known = isinstance(ord, (int, float)) and (len(axes) == 1 or (len(axes) == 2 and abs(ord) in (1, math.inf)))
+    _check(known, f"np.linalg.norm with ord={ord!r} over {len(axes)} axes has no derivative rule", TypeError)
+    if len(axes) == 2:
+        size = size.sum(axes[abs(ord) != 1], keepdims=True)  # along the columns, or along the rows
+    if len(axes) == 2 or abs(ord) == math.inf:
+        return (np.max if ord > 0 else np.min)(size, axes, **keep)
+    return _root(np.sum(size**ord, axis, **keep), ord) if ord else np.sum(np.sign(size), axis, **keep)
+
+
+def _tensordot(a, b, axes=2):
+    """One product of matrices, in whose columns and rows the axes to sum over are merged."""
+    a, b = _tensors(a, b)
+    over_a, over_b = (range(-axes, 0), range(axes)) if isinstance(axes, (int, np.integer)) else axes
+    a, b = _merged(a, over_a), _merged(b, over_b)
+    rows, columns = [x.reshape(math.prod(x.shape[:-1]), x.shape[-1]) for x in (a, b)]
+    return (rows @ columns.T).reshape(a.shape[:-1] + b.shape[:-1])
+
+
+def _cross(a, b, axisa=-1, axisb=-1, axisc=-1, axis=None):
+    a, b = [np.moveaxis(x, i if axis is None else axis, -1) for x, i in ((a, axisa), (b, axisb))]
+    _check(a.shape[-1] == b.shape[-1] == 3, f"np.cross takes vectors of 3 components, not {a.shape} and {b.shape}")
+    cross = np.roll(a, -1, -1) * np.roll(b, 1, -1) - np.roll(a, 1, -1) * np.roll(b, -1, -1)
+    return np.moveaxis(cross, -1, axisc if axis is None else axis)
+
+
+def _einsum(*operands, optimize=False):
+    """With a letter for each axis, as NumPy spells it out when asked for the order of the products."""
+    shapes = [np.broadcast_to(0, x.shape) if hasattr(x, "shape") else x for x in operands]
+    terms, result = np.einsum_path(*shapes)[1].split()[2].split("->")
+    arrays = operands[1:] if isinstance(operands[0], str) else operands[: len(operands) // 2 * 2 : 2]
+    return _rule(_contract, _contract_vjp, len(arrays))(*arrays, terms=[result, *terms.split(",")], optimize=optimize)
+
+
+def _moving(function, *modes):
+    """A function that moves elements, or puts zeros between: what it does to their numbers, from 1, says where to."""
+
+    def moved(a, *args, **options):
+        _check(
+            not _is_foreign(_unwrapped(a)), f"{_name(function)} would number all elements on this machine", TypeError
+        )
+        flat = np.ravel(a)
+        numbers = np.arange(1, flat.size + 1).reshape(np.shape(a))
+
+        def taken(index):
+            index = np.asarray(_unwrapped(index))
+            return flat[index - 1] if index.all() else np.concatenate([np.zeros(1, flat.dtype), flat])[index]
+
+        return _map(taken, function(numbers, *args, **options))
+
+    return moved
+
+
+def _pad(array, pad_width, mode="constant"):
+    known = ("constant", "edge", "reflect", "symmetric", "wrap")
+    _check(mode in known, f"np.pad with mode={mode!r} has no derivative rule: use np.concatenate", TypeError)
+    return _moving(np.pad)(array, pad_width, mode)
+
+
+def _reshaping(function):
+    """A function that only adds axes of length 1, to each of its arguments."""
+
+    def reshaped(*arrays):
+        out = [np.reshape(array, function(np.broadcast_to(0, np.shape(array))).shape) for array in arrays]
+        return tuple(out) if len(out) > 1 else out[0]
+
+    return reshaped
+
+
+# fmt: off
+_expressions = {
+    "amax": np.max, "amin": np.min, "average": _average, "clip": _clip, "concatenate": _concatenate, "cross": _cross,
+    "cumprod": _cumprod, "diff": _diff, "einsum": _einsum, "fabs": abs, "linalg.matmul": operator.matmul,
+    "linalg.norm": _norm, "linalg.tensordot tensordot": _tensordot, "matrix_transpose linalg.matrix_transpose": _mT,
+    "median": _median, "pad": _pad, "prod": _prod, "var": _var, "square": lambda x: x * x,
+    "deg2rad radians": lambda x: x * (math.pi / 180), "rad2deg degrees": lambda x: x * (180 / math.pi),
+    "reciprocal": lambda x: 1 / x,
+    **{name: _moving(getattr(np, name)) for name in (
+        "array_split", "diag", "diagonal", "dsplit", "fliplr", "flipud", "hsplit", "repeat", "rot90", "split",
+        "take_along_axis", "tile", "tril", "triu", "vsplit")},
+    **{f"atleast_{n}d": _reshaping(getattr(np, f"atleast_{n}d")) for n in (1, 2, 3)},
+    "dot": lambda a, b: a @ b if np.ndim(a) and 0 < np.ndim(b) < 3 else (
+        np.tensordot(a, b, (-1, -2) if np.ndim(a) and np.ndim(b) else 0)),
+    "inner": lambda a, b: np.dot(a, b) if 0 in (np.ndim(a), np.ndim(b)) else np.tensordot(a, b, (-1, -1)),
+    "outer": lambda a, b: np.ravel(a)[:, None] * np.ravel(b), "vdot": lambda a, b: np.ravel(a) @ np.ravel(b),
+    "trace": lambda a, offset=0, axis1=0, axis2=1: np.diagonal(a, offset, axis1, axis2).sum(-1),
+    "linalg.slogdet": lambda a: np.linalg.slogdet(np.eye(1))._replace(sign=_sign_of_det(a), logabsdet=_log_of_det(a)),
+    "linalg.solve": lambda a, b: _solve(*_tensors(a, b)) if np.ndim(b) > 1 else (
+        np.linalg.solve(a, np.reshape(b, (-1, 1)))[..., 0]),
+    "kron": lambda a, b: (_moving(np.kron)(a, np.ones_like(b, int)) *
+                          _moving(lambda numbers, ones: np.kron(ones, numbers))(b, np.ones_like(a, int))),
+    "fmax": lambda x, y: np.where(np.greater_equal(x, y) | np.not_equal(y, y), x, y),
+    "fmin": lambda x, y: np.where(np.less_equal(x, y) | np.not_equal(y, y), x, y),
+    "full_like": lambda a, fill_value, **like: ((zeros := np.zeros_like(a, **like)) + fill_value).astype(zeros.dtype),
+    "ptp": lambda a, axis=None, **keep: np.max(a, axis, **keep) - np.min(a, axis, **keep),
+    "std": lambda a, axis=None, **options: _root(np.var(a, axis, **options)),
+    "moveaxis": lambda a, source, destination: a.transpose(
+        np.moveaxis(np.empty(range(a.ndim)), source, destination).shape),
+    "sort": lambda a, axis=-1, **kind: np.take_along_axis(a, np.argsort(a, axis, **kind), axis),
+    "take": lambda a, indices, axis=None: np.ravel(a)[indices] if axis is None else a[_at(_axes(a, axis)[0], indices)],
+    "stack": lambda arrays, axis=0: np.concatenate([np.expand_dims(a, axis) for a in arrays], axis),
+    "vstack": lambda tup: np.concatenate([np.atleast_2d(a) for a in tup]),
+    "hstack": lambda tup: np.concatenate([np.atleast_1d(a) for a in tup], int(np.ndim(tup[0]) > 1)),
+    "dstack": lambda tup: np.concatenate([np.atleast_3d(a) for a in tup], 2),
+    "column_stack": lambda tup: np.concatenate([a if np.ndim(a) > 1 else np.reshape(a, (-1, 1)) for a in tup], 1),
+}
+_constants = """
+    all allclose any argmax argmin argpartition argsort argwhere around array_equal array_equiv bitwise_and bitwise_or
+    bitwise_xor ceil count_nonzero empty_like equal fix flatnonzero floor floor_divide greater greater_equal invert
+    isclose isfinite isin isinf isnan isneginf isposinf less less_equal logical_and logical_not logical_or logical_xor
+    ndim nonzero not_equal ones_like result_type rint round shape sign signbit size trunc zeros_like"""
+# fmt: on
+for names, expression in (*_expressions.items(), (_constants, None)):
+    for name in names.split():
+        with contextlib.suppress(AttributeError):  # NumPy's releases differ
+            function = operator.attrgetter(name)(np)
+            _table.setdefault(function, _Row(function)).define(expression=expression)
 
 
 # --- Backward ---------------------------------------------------------------------------------------------------------
@@ -864,17 +1046,20 @@ for constant in (np.equal, np.not_equal, np.less, np.less_equal, np.greater, np.
 _leaves_lock = threading.Lock()  # two threads may come to the same leaf
 
 
-def _backward(node, gradient, create_graph):
-    """Add to each leaf's gradient what comes down to it when the gradient of ``node`` is ``gradient``."""
-    gradients, leaves = {node: gradient}, []
-    heap = [(node.order, node)]
-    while heap:
+def _backward(gradients, create_graph, stop=1):
+    """The gradients of the leaves, as a dict from nodes, that come from those of some results, a dict from nodes too.
+
+    With ``stop``, the order of a node: its gradient, and of older nodes no more than came before its own was complete.
+    """
+    if create_graph:
+        gradients = {node: g if isinstance(g, Tensor) else _wrap(g, None) for node, g in gradients.items()}
+    heap = sorted([(node.order, node) for node in gradients])
+    while heap and heap[0][0] < stop:
         _, node = heappop(heap)
-        g = gradients.pop(node)
         row, out, values, options = node.row, node.out, node.values, node.options
         if row is None:
-            leaves.append((node, g))
             continue
+        g = gradients.pop(node)
         if create_graph:  # the saved values, linked to their places in the graph
             out = _wrap(out, node)
             values = [v if p is None else _wrap(v, p) for v, p in zip(values, node.parents, strict=True)]
@@ -890,13 +1075,12 @@ def _backward(node, gradient, create_graph):
                 heappush(heap, (parent.order, parent))
             else:
                 gradients[parent] = before + part
-    with _leaves_lock:  # only now, so that an error on the way leaves every gradient as it was
-        for leaf, g in leaves:
-            leaf.grad = +g if leaf.grad is None else leaf.grad + g  # + makes a copy of its own
+    return gradients
 
 
 def _fit(g, x, row):
     """A gradient in the shape and dtype of the x that it belongs to: summed over the axes that broadcasting made."""
+    x = _as_array(x)
     if not hasattr(g, "dtype"):
         raise TypeError(f"a rule of {_name(row.function)} returned a {type(g).__name__}: it must return an array")
     if g.shape != x.shape:
@@ -905,7 +1089,175 @@ def _fit(g, x, row):
         if summed.shape[max(new, 0) :] != x.shape:
             raise ValueError(f"a rule of {_name(row.function)} returned shape {g.shape} for an argument of {x.shape}")
         g = summed.reshape(x.shape)
-    return g if g.dtype == x.dtype else g.astype(x.dtype)
+    g = g if g.dtype == x.dtype else g.astype(x.dtype)
+    return _alike(g, _unwrapped(x)) if _is_foreign(_unwrapped(x)) else g
+
+
+# --- Gradients of functions -------------------------------------------------------------------------------------------
+# Here the variables are a function's arguments. Each call puts fresh nodes between the arguments and what it computes,
+# and stops at these on the way back. So calls nest, to derivatives of any order, and no variable is taken for another.
+
+
+_variable = _Row("a variable")
+_variable.define((lambda g, _out, _x: g,))
+
+
+class _Call:
+    """One call of f with variables for some of its arguments: the result, and the way back from it.
+
+    What comes back is a Tensor if it depends on more than these variables, on other Tensors that require gradients.
+    """
+
+    def __init__(self, f, argnums, args, options):
+        self.recording, self.args = _thread.recording, list(args)
+        self.nodes: list[_Node] = []
+        argnums, self.single = (argnums, False) if isinstance(argnums, tuple) else ((argnums,), True)
+        for i in argnums:
+            _check(-len(args) <= i < len(args), f"argnums {i} names none of the {len(args)} arguments by position")
+            self.args[i] = _map(self.variable, args[i])
+        self.chosen = [self.args[i] for i in argnums]
+        self.stop = min((node.order for node in self.nodes), default=0)
+        self.is_open = any(node.parents[0] for node in self.nodes)
+        with _recording(True):
+            self.out = f(*self.args, **options)
+
+    def variable(self, x):
+        x = x if isinstance(x, Tensor) else _wrap(x if x.__class__ is float else _as_value(x), None)
+        _wrap(x._value, None).requires_grad = True  # an error if that cannot be
+        node = _Node(_variable, (x._node if self.recording else None,), (x._value,), x._value)
+        self.nodes.append(node)
+        return _wrap(x._value, node)
+
+    def gradients(self, results, gradients):
+        """For each variable, what comes back to it from results with these gradients."""
+        start: dict[_Node, Any] = {}
+        for out, g in zip(results, gradients, strict=True):
+            if isinstance(out, Tensor) and out._node is not None:
+                start[out._node] = start[out._node] + g if out._node in start else g
+        create_graph = self.is_open or any(isinstance(g, Tensor) for g in start.values())
+        found = _backward({**start}, create_graph, self.stop)
+        self.is_open = self.is_open or (self.recording and bool(found.keys() - self.nodes))
+        if self.is_open and not create_graph:
+            found = _backward(start, True, self.stop)
+        return [found.get(node, np.zeros_like(node.out)) for node in self.nodes]
+
+    def finished(self, t):
+        """A Tensor if the call depends on more than its own variables, else an array of its own."""
+        is_open = self.is_open and isinstance(t, Tensor) and t.requires_grad
+        return t if is_open else _wrap(+_unwrapped(t), None).data
+
+    def arranged(self, results):
+        """A result for each variable, in the structure of the arguments."""
+        finished = map(self.finished, results)
+        found = tuple(_map(lambda _: next(finished), self.chosen))
+        return found[0] if self.single else found
+
+
+def value_and_grad(f: Callable, argnums: int | tuple[int, ...] = 0) -> Callable:
+    """A function that returns what f returns, one number, and its gradient.
+
+    Parameters
+    ----------
+    f : a function of arrays, which get to it as Tensors; it may call ``grad`` itself, and so on.
+    argnums : the position of the argument to differentiate by, or a tuple of several. These arguments are floats,
+        arrays of floats or Tensors, or nested tuples, lists and dicts of such.
+
+    Returns
+    -------
+    A function of the same arguments. It returns the value, an array, and the gradient, an array of the argument's shape
+    and dtype or a structure of such; for a tuple ``argnums`` a tuple of gradients. What depends on other Tensors that
+    require gradients is a Tensor. A Python float takes the dtype of what it meets, as in NumPy.
+
+    Raises
+    ------
+    TypeError, ValueError : for arguments that are not floats, and for an f that returns more than one number.
+
+    >>> value_and_grad(lambda x: (x**3).sum())(np.array([1.0, 2.0]))
+    (array(9.), array([ 3., 12.]))
+    """
+
+    @functools.wraps(f)
+    def value_and_gradient(*args, **options):
+        call = _Call(f, argnums, args, options)
+        value = _as_array(_unwrapped(call.out))
+        _check(
+            math.prod(np.shape(value)) == 1,
+            f"grad() of a result of shape {np.shape(value)}: .sum() it, or take jacobian()",
+        )
+        gradient = call.arranged(call.gradients([call.out], [np.ones_like(value)]))
+        return call.finished(call.out), gradient
+
+    return value_and_gradient
+
+
+def grad(f: Callable, argnums: int | tuple[int, ...] = 0) -> Callable:
+    """The gradient of a function that returns one number: see ``value_and_grad``.
+
+    >>> grad(grad(grad(np.sin)))(0.0)
+    array(-1.)
+    """
+
+    both = value_and_grad(f, argnums)
+    return functools.wraps(f)(lambda *args, **options: both(*args, **options)[1])
+
+
+def jacobian(f: Callable, argnums: int | tuple[int, ...] = 0) -> Callable:
+    """The derivatives of every entry of a result by every entry of an argument: a backward pass for each of the former.
+
+    Arguments and results may be structures as in ``value_and_grad``. Each array of the result is replaced by the
+    structure of the argument, with arrays of the result's shape followed by the argument's.
+
+    >>> jacobian(lambda x: x**2)(np.array([1.0, 2.0]))
+    array([[2., 0.],
+           [0., 4.]])
+    """
+
+    @functools.wraps(f)
+    def jacobian_of_f(*args, **options):
+        call = _Call(f, argnums, args, options)
+
+        def rows(out):
+            shape, dtype = np.shape(out), _as_array(_unwrapped(out)).dtype
+            ones = np.eye(math.prod(shape), dtype=dtype).reshape(-1, *shape) if math.prod(shape) else ()
+            found = [call.gradients([out], [one]) for one in ones]
+            columns = [[row[i] for row in found] for i in range(len(call.nodes))]
+            stacked = [np.stack([*x, np.zeros_like(v.out)])[:-1] for x, v in zip(columns, call.nodes, strict=True)]
+            return call.arranged([x.reshape(shape + x.shape[1:]) for x in stacked])
+
+        return _map(rows, call.out)
+
+    return jacobian_of_f
+
+
+def hessian(f: Callable, argnums: int | tuple[int, ...] = 0) -> Callable:
+    """The second derivatives of a function that returns one number: the ``jacobian`` of its ``grad``.
+
+    >>> hessian(lambda x: x[0] * x[1] ** 2)(np.array([1.0, 2.0]))
+    array([[0., 4.],
+           [4., 2.]])
+    """
+    return jacobian(grad(f, argnums), argnums)
+
+
+def jvp(f: Callable, args: tuple, tangents: tuple) -> tuple[Any, Any]:
+    """What f returns, an array or a structure of arrays, and how it changes when the arguments move along the tangents.
+
+    Tangents have the structure and the shapes of the arguments. Two backward passes do it: the way back from a result
+    is linear in the gradient that it starts with, and the way back from there is forward (J. Townsend, 2017).
+
+    >>> jvp(lambda x, y: x * y, (2.0, 3.0), (1.0, 10.0))
+    (array(6.), array(23.))
+    """
+    call, tangents = _Call(f, tuple(range(len(args))), args, {}), _leaves(tangents)
+    shapes = [np.shape(x.out) for x in call.nodes]
+    _check([np.shape(t) for t in tangents] == shapes, f"jvp() takes tangents of the arguments' shapes, here {shapes}")
+    outs = _leaves(call.out)
+
+    def back(us):
+        return sum([np.sum(g * t) for g, t in zip(call.gradients(outs, us), tangents, strict=True)])
+
+    moved = iter(grad(back)([np.zeros_like(_unwrapped(out)) for out in outs]))
+    return _map(call.finished, call.out), _map(lambda _: call.finished(next(moved)), call.out)
 
 
 # --- SGD --------------------------------------------------------------------------------------------------------------
@@ -936,31 +1288,16 @@ class SGD:
     array([0.8, 1.6])
     """
 
-    def __init__(
-        self,
-        params: Iterable[Tensor],
-        lr: float,
-        momentum: float = 0.0,
-        weight_decay: float = 0.0,
-        nesterov: bool = False,
-    ):
-        if isinstance(params, Tensor):
-            raise TypeError("SGD takes a list of Tensors, not one Tensor: write SGD([t], ...)")
-        self.params = list(params)
-        if not self.params:
-            raise ValueError("SGD got no parameters: give it the Tensors to train")
+    def __init__(self, params: Iterable, lr: float, momentum: float = 0.0, weight_decay: float = 0.0, nesterov=False):
+        self.params: list[Tensor] = list(params)
         for i, p in enumerate(self.params):
-            if not isinstance(p, Tensor):
-                raise TypeError(f"SGD trains Tensors, but parameter {i} is of type {type(p).__name__}")
-            if p._node is None or p._node.row is not None:
-                raise ValueError(f"SGD trains leaves, but parameter {i} is not one: make it with requires_grad=True")
-        if len(set(self.params)) < len(self.params):
-            raise ValueError("SGD got the same parameter twice: give it each one once")
+            is_leaf = isinstance(p, Tensor) and p._node is not None and p._node.row is None
+            _check(is_leaf, f"SGD trains leaves that require gradients: parameter {i}, {type(p).__name__}, is none")
+        _check(0 < len(set(self.params)) == len(self.params), "SGD got no parameters, or one twice: give each once")
         for name, rate in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
-            if not (isinstance(rate, numbers.Real) and 0 <= rate < math.inf):
-                raise ValueError(f"SGD got {name}={rate!r}: it must be a finite number, 0 or more")
-        if nesterov and not momentum:
-            raise ValueError("SGD got nesterov=True without momentum: give it a momentum above 0")
+            fits = isinstance(rate, (int, float, np.number)) and 0 <= rate < math.inf
+            _check(fits, f"SGD got {name}={rate!r}: it must be a finite number, 0 or more")
+        _check(momentum or not nesterov, "SGD got nesterov=True without momentum: give it a momentum above 0")
         self.lr, self.momentum, self.weight_decay, self.nesterov = lr, momentum, weight_decay, nesterov
         self._velocities: list[Any] = [None] * len(self.params)
 
@@ -969,24 +1306,20 @@ class SGD:
         # Python floats, which leave the dtype of the parameters alone.
         lr, momentum, weight_decay = float(self.lr), float(self.momentum), float(self.weight_decay)
         for i, p in enumerate(self.params):
-            g = None if p._node is None else p._node.grad
+            g = None if p._node is None else _unwrapped(p._node.grad)
             if g is None:
                 continue
-            if isinstance(g, Tensor):
-                g = g._value
             if weight_decay:
                 g = g + weight_decay * p._value
             if momentum:
-                velocity = self._velocities[i]
-                velocity = self._velocities[i] = +g if velocity is None else momentum * velocity + g
+                velocity = self._velocities[i] = +g if (v := self._velocities[i]) is None else momentum * v + g
                 g = g + momentum * velocity if self.nesterov else velocity
             p._value = p._value - lr * g
 
     def zero_grad(self) -> None:
         """Set every parameter's ``.grad`` to None, so that the next ``backward`` starts anew."""
         for p in self.params:
-            if p._node is not None:
-                p._node.grad = None
+            p.grad = None
 
 
 # --- Tools ------------------------------------------------------------------------------------------------------------
@@ -1013,33 +1346,25 @@ def gradcheck(f: Callable, *args: Any, eps: float = 1e-6, atol: float = 1e-5, rt
     >>> gradcheck(lambda x, y: (x * y).tanh(), 0.5, [1.0, -2.0])
     True
     """
-    arrays = [np.asarray(arg.detach() if isinstance(arg, Tensor) else arg) for arg in args]
-    floating = [i for i, array in enumerate(arrays) if array.dtype.kind == "f"]
-    leaves = list(args)
-    if not floating:
-        raise TypeError("gradcheck got no float argument to check: integers and booleans have no gradient")
-    for i in floating:
-        leaves[i] = Tensor(arrays[i].astype(float), requires_grad=True)
-    with _recording(True):
-        out = f(*leaves)
-    weights = np.random.default_rng(0).uniform(0.5, 1.5, np.shape(out))
-    if isinstance(out, Tensor) and out.requires_grad:
-        out.backward(weights)
+    arrays = [np.array(_unwrapped(arg)) for arg in args]
+    tensors = [Tensor(x.astype(float)) if x.dtype.kind == "f" else arg for x, arg in zip(arrays, args, strict=True)]
+    floating = tuple([i for i, x in enumerate(arrays) if x.dtype.kind == "f"])
+    _check(floating, "gradcheck got no float argument to check: integers and booleans have no gradient", TypeError)
 
-    def weighted_sum():
-        with no_grad():
-            out = f(*leaves)
-        return (weights * np.asarray(out.detach() if isinstance(out, Tensor) else out)).sum()
+    def weighted_sum(*args):
+        out = f(*args)
+        return np.sum(out * np.random.default_rng(0).uniform(0.5, 1.5, np.shape(out)))
 
-    for i in floating:
-        data, gradient = leaves[i].data, leaves[i].grad
-        for entry in np.ndindex(data.shape):
-            x, found = data[entry], 0.0 if gradient is None else gradient[entry]
-            data[entry] = x + eps
-            above = weighted_sum()
-            data[entry] = x - eps
-            difference = (above - weighted_sum()) / (2 * eps)
-            data[entry] = x
+    gradients = grad(weighted_sum, floating)(*tensors)
+
+    def moved(i, step):
+        return weighted_sum(*tensors[:i], tensors[i] + step, *tensors[i + 1 :]).item()
+
+    for i, gradient in zip(floating, gradients, strict=True):
+        for entry in np.ndindex(gradient.shape):
+            step = np.zeros_like(gradient)
+            step[entry] = eps
+            found, difference = gradient[entry], (moved(i, step) - moved(i, -step)) / (2 * eps)
             if not math.isclose(found, difference, rel_tol=rtol, abs_tol=atol):
                 raise AssertionError(f"argument {i}, entry {entry}: backward {found}, central differences {difference}")
     return True
