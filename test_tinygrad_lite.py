@@ -268,7 +268,7 @@ CATALOGUE |= {
     "median": [*reduction(Own), Own(A(5)), Own(A(2, 5), axis=1), Own(A(3, 3), 0)],
     "average": [
         *reduction(Own),
-        *[Own(X, weights=w) for w in (A(2, 3, of="positive"), ONES, INTS)],
+        *[Own(X, weights=w) for w in (A(2, 3, of="positive"), ONES, INTS, INTS.astype(np.int8) + 1, ONES > 0)],
         Own(A(4), weights=[1, 2, 3, 4]),
         Own(X, 1, A(3, of="positive")),
         Own(X, -1, A(2, 3, of="positive")),
@@ -295,10 +295,21 @@ CATALOGUE |= {
         *elementwise("nan_to_num", "any"),
         *[Own(X, nan=1.0), Own(X, posinf=2.0, neginf=-3.0), Own(S, nan=2)],
     ],
-    "sort": [Call(A(5)), Own(X, 0), Own(X, axis=1), Own(X, None), Own(N, -2), Own(A(4), kind="stable"), Own(A(0))],
+    "copy": [Own(X), Own(S)],
+    "sort": [
+        Own(X, 0, "stable"),
+        Call(A(5)),
+        Own(X, 0),
+        Own(X, axis=1),
+        Own(X, None),
+        Own(N, -2),
+        Own(A(4), kind="stable"),
+        Own(A(0)),
+    ],
     "take": [
         *[Own(X, 4), Own(X, [0, -1, 0]), Own(X, INTS), Own(X, 1, 0), Own(X, indices=[2, 0, 2], axis=1)],
-        *[Own(X, [[0, 1], [1, 1]], axis=0), Own(N, 1, axis=-2), Own(A(4), np.array([], int)), Own(S, 0)],
+        *[Own(X, [[0, 1], [1, 1]], axis=0), Own(N, 1, axis=-2), Own(A(4), np.array([], int)), Own(S, 0), Own(S, 0, 0)],
+        *[Own(X, (0, 4)), Own(V, [True, False, True]), Own(V, True), Own(V, ()), Own(X, (1,), -1)],
     ],
     "take_along_axis": [
         *[Own(X, np.array([[0], [2]]), 1), Own(X, INTS % 2, axis=0), Own(X, INTS % 3, -1), Own(X, INTS[0], None)],
@@ -346,6 +357,8 @@ CATALOGUE |= {
     "roll": [
         *[Call(X, 2), Call(X, -1, 0), Call(X, shift=1, axis=-1), Own(X, (1, 2), (0, 1)), Own(X, 2, (0, 1))],
         *[Own(N, [1, -1], axis=[0, 0]), Own(S, 1), Own(X, np.int64(4), 1), Own(V, np.array([1, 2]), (0, 0))],
+        Own(V, True),
+        *since("2.2.0", Own(V, np.uint8(1)), Own(X, np.array([1, 2], np.uint8), (0, 1))),  # NumPy could not before
     ],
     "rot90": [Call(X), Call(X, 2), Call(X, k=-1), Own(N, 1, (1, 2)), Own(N, k=3, axes=(-1, 0)), Call(X, 4)],
     "tril": [Call(X), Call(X, 1), Call(N, k=-1), Own(V)],
@@ -401,7 +414,7 @@ CATALOGUE |= {
         *[Call(N, A(2)), Call(N, A(2, 2)), Call(V, A(2, 3, 2)), Call(X, A(2, 3, 2)), Call(N, A(3, 2, 1)), Own(V, 2)],
         *[Own(X, LIST[0]), Own(LIST, V), Own(INTS, V), Own(3, V), Own(A(0), A(0)), Own(np.array([[True, False]]), X)],
     ],
-    "full_like": [Own(X, S), Own(X, fill_value=A(3)), Own(V, S, shape=(2, 2))],
+    "full_like": [Own(X, S), Own(X, fill_value=A(3)), Own(V, S, shape=(2, 2)), Own(X, S, float)],
     "inner": [
         *[Call(V, V), Call(X, V), Call(V, X), Call(X, A(4, 3)), Own(S, X), Own(X, S), Own(S, S), Call(N, A(3, 2))],
         *[Own(X, [1, 2, 3]), Own(INTS, V), Own(V, 2), Call(N, A(2, 2))],
@@ -461,6 +474,7 @@ CATALOGUE |= {
     "linalg.norm": [
         *[Call(V), Call(X), Own(N), Own(S)],
         *[Own(A(4), ord) for ord in (None, 1, 2, 3, 2.5, 0.5, -1, -2, math.inf, -math.inf)],  # noqa: A001
+        *[Own(A(4), ord) for ord in (np.float64(3), np.int64(1), np.float32(-1))],  # noqa: A001
         *[Own(X, ord, axis) for ord in (None, 1, 2, -math.inf) for axis in (0, -1)],  # noqa: A001
         *[Own(X, ord) for ord in ("fro", 1, -1, math.inf, -math.inf)],  # noqa: A001
         *[Own(N, ord, axis) for ord in (None, "fro", 1, -1, math.inf) for axis in ((0, 1), (-1, 0))],  # noqa: A001
@@ -842,7 +856,7 @@ def test_nan_and_infinity_pass_through_reductions_as_in_numpy(name):
 
 
 REFUSED: dict[str, list[Call]] = {
-    "average": [Call(X, weights=V), Call(X, axis=0, weights=V), Call(X, 2)],
+    "average": [Call(X, weights=V), Call(X, axis=0, weights=V), Call(X, 2), Call(N, (0, 1), A(3, 2))],
     "broadcast_to": [Call(V, (2,)), Call(X, (3,)), Call(X, (2, -3))],
     "clip": [Call(X, A(2), 3.0)],
     "column_stack": [Call([V, A(2)]), Call([])],
@@ -894,7 +908,15 @@ REFUSED: dict[str, list[Call]] = {
     "swapaxes": [Call(X, 0, 2), Call(V, 0, 1)],
     "take": [Call(X, 6), Call(X, 2, 0), Call(X, 0, 2)],
     "take_along_axis": [Call(X, np.array([0]), 0), Call(X, INTS, 1), Call(X, ONES, 1), Call(X, INTS % 2, None)],
-    "tensordot": [Call(X, X, 1), Call(X, X, ([0], [1])), Call(X, X, ([0, 1], [0])), Call(V, V, 2), Call(X, X, (2, 0))],
+    "tensordot": [
+        Call(X, A(3, 2)),
+        Call(X, A(6, 1), ((0, 1), (0, 1))),
+        Call(X, X, 1),
+        Call(X, X, ([0], [1])),
+        Call(X, X, ([0, 1], [0])),
+        Call(V, V, 2),
+        Call(X, X, (2, 0)),
+    ],
     "linalg.tensordot": [Call(X, X, axes=1)],
     "tile": [Call(X, -1)],
     "trace": [Call(V), Call(X, 0, 0, 0)],
@@ -1035,7 +1057,7 @@ def test_constants_are_numpys_and_carry_no_gradient(name):
                     np.testing.assert_array_equal(x.data, y)
             else:
                 assert x == y
-    assert not np.linalg.norm(leaf([1.0, 0.0]), 0).requires_grad
+    np.testing.assert_array_equal(grad(lambda x: np.linalg.norm(x, 0))(np.array([1.0, 0.0])), [0.0, 0.0])
 
 
 def test_a_constant_of_a_tensor_that_it_would_copy_is_refused():
@@ -1071,7 +1093,8 @@ def test_functions_without_a_row_are_refused_by_name(tmp_path, monkeypatch):
     assert len(FUNCTIONS) > 350
     missing = [f for f in FUNCTIONS if f not in ROWS]
     errors = {f"{f.__module__ if hasattr(f, '__module__') else 'numpy'}.{f.__name__}": refusal(f) for f in missing}
-    expected = r"np\.[\w.]*?{name} has no derivative rule: add one with defvjp\(np\.[\w.]*?{name}, "
+    # Of NumPy's string ufuncs some have no public name and tell no module.
+    expected = r"(np\.)?[\w.]*?{name} has no derivative rule: add one with defvjp\((np\.)?[\w.]*?{name}, "
     names = {key: key.split(".")[-1].lstrip("_").removesuffix("_with_like") for key in errors}
     assert {k: e for k, e in errors.items() if not re.match(expected.format(name=names[k]), e)} == {}
     assert [*tmp_path.iterdir()] == []
@@ -1083,7 +1106,7 @@ def test_methods_and_options_of_ufuncs_are_refused_by_name(ufunc):
     methods = {"reduce": (t,), "accumulate": (t,), "outer": (t, t), "at": (t, [0], t), "reduceat": (t, [0])}
     for method, args in methods.items():
         if ufunc.nin == 2 and ufunc.nout == 1 and not ufunc.signature:
-            with pytest.raises(TypeError, match=rf"np\.[\w.]*{ufunc.__name__.lstrip('_')}\.{method} "):
+            with pytest.raises(TypeError, match=rf"(np\.)?[\w.]*{ufunc.__name__.lstrip('_')}\.{method} "):
                 getattr(ufunc, method)(*args)
         else:  # most of these NumPy has not
             with pytest.raises((TypeError, ValueError, RuntimeError)):
@@ -1093,7 +1116,7 @@ def test_methods_and_options_of_ufuncs_are_refused_by_name(ufunc):
     options |= {"axis": 0, "keepdims": True} if ufunc.signature else {"where": np.array([True, False, True])}
     for option, value in options.items():
         value = (value,) * ufunc.nout if option == "out" and ufunc.nout > 1 else value
-        with pytest.raises(TypeError, match=rf"np\.[\w.]*{ufunc.__name__.lstrip('_')} with {option}= "):
+        with pytest.raises(TypeError, match=rf"(np\.)?[\w.]*{ufunc.__name__.lstrip('_')} with {option}= "):
             ufunc(*args, **{option: value})
 
 
@@ -1206,6 +1229,48 @@ def test_convention(f, x, expected):
         warnings.simplefilter("error")
         _, (g,) = grads(f, np.array(x))
     np.testing.assert_allclose(g, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("order", [0.5, 1, 1.5, 2, 3, -1, -2, math.inf])
+def test_norms_with_zeros_among_the_numbers_have_no_gradient_there(order):
+    _, (g,) = grads(lambda x: np.linalg.norm(x, order), np.zeros(3))
+    np.testing.assert_array_equal(g, np.zeros(3))
+    x = np.array([0.0, 3.0, -4.0])
+    value, (g,) = grads(lambda x: np.linalg.norm(x, order), x)
+    with np.errstate(divide="ignore"):
+        assert value == pytest.approx(np.linalg.norm(x, order))
+    if order != math.inf:
+        assert g[0] == 0
+        assert np.isfinite(g).all()
+    assert np.linalg.norm(leaf([0.0, 1.0, np.nan]), 0).item() == 2.0
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.int64, np.float16, np.float32, np.float64])
+def test_arctan2_does_not_square_what_is_too_large_or_too_small_for_that(dtype):
+    largest = {np.uint8: 200, np.int32: 2e9, np.int64: 2**62, np.float16: 6e4}.get(dtype, np.finfo("f4").max / 4)
+    for size in (largest, np.finfo(dtype).tiny * 8 if np.dtype(dtype).kind == "f" else 1):
+        number = np.array([size], dtype)
+        by_y = grad(lambda y, number=number: np.arctan2(y, number).sum())(number.astype(float))
+        by_x = grad(lambda x, number=number: np.arctan2(number, x).sum())(number.astype(float))
+        np.testing.assert_allclose(by_y, 0.5 / number.astype(float), rtol=1e-6)
+        np.testing.assert_allclose(by_x, -0.5 / number.astype(float), rtol=1e-6)
+
+
+def test_averages_of_many_small_floats_do_not_overflow_and_of_none_are_nan_as_in_numpy():
+    assert np.average(leaf(np.full(9000, 10), np.float16)).item() == 10.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for f in (np.var, np.std, np.mean, np.median):
+            for axis in (None, 0):
+                empty = np.zeros((0, 3))
+                np.testing.assert_array_equal(f(leaf(empty), axis).data, f(empty, axis))
+
+
+@pytest.mark.parametrize("index", [np.uint8(255), np.int8(127), np.int8(-128), np.int16(-1)])
+def test_indices_of_small_dtypes_at_their_limits(index):
+    g = grad(lambda x: x[index])(np.zeros(300))
+    assert (np.flatnonzero(g) == index % np.int64(300)).all()
+    assert g.sum() == 1
 
 
 def test_square_root_at_zero_is_infinitely_steep_as_in_pytorch():
@@ -1354,6 +1419,25 @@ def test_graph_is_freed_without_the_garbage_collector():
         assert all(ref() is None for ref in tensors)
     finally:
         gc.enable()
+
+
+def test_gradients_of_functions_of_large_arrays():
+    x, v = np.linspace(-1, 1, 20_000), np.cos(np.arange(20_000.0))
+    np.testing.assert_allclose(grad(lambda x: (x**3).sum())(x), 3 * x**2, rtol=1e-12)
+    np.testing.assert_allclose(grad(lambda x: grad(lambda x: (x**3).sum())(x) @ v)(x), 6 * x * v, rtol=1e-12)
+    np.testing.assert_allclose(jvp(lambda x: (x**3).sum(), (x,), (v,))[1], 3 * x**2 @ v, rtol=1e-12)
+    np.testing.assert_allclose(jacobian(lambda x: np.stack([x.sum(), x @ v]))(x), [np.ones(20_000), v])
+    both = value_and_grad(lambda p: (p["x"] * p["y"]).sum())({"x": x, "y": v})
+    np.testing.assert_array_equal(both[1]["x"], v)
+    np.testing.assert_array_equal(grad(lambda x: 3.0)(x), np.zeros(20_000))
+
+
+def test_any_number_of_arrays_is_joined_by_one_rule_that_grows_with_the_largest():
+    table = len(tinygrad_lite._table)
+    for n in range(1, 200):
+        np.stack([leaf(1.0)] * n)
+    assert len(tinygrad_lite._table) == table
+    assert len(tinygrad_lite._table[np.concatenate].vjps) < 1000
 
 
 def test_large_arrays_that_no_rule_reads_are_not_kept():
@@ -1647,6 +1731,39 @@ def test_what_depends_on_other_tensors_comes_back_as_a_tensor():
     assert inner.grad is None
 
 
+def test_functions_may_change_the_structure_that_they_are_given():
+    def pops(p: Any) -> Any:
+        return p.pop("w").sum() * 2 + p["b"].sum() * 3
+
+    def adds(p: Any) -> Any:
+        p["h"] = p["w"] * p["b"]
+        return p["h"].sum()
+
+    params = collections.OrderedDict(w=np.ones(2), b=np.full(2, 5.0))
+    g = grad(pops)(params)
+    assert type(g) is type(params)
+    assert {key: x.tolist() for key, x in g.items()} == {"w": [2.0, 2.0], "b": [3.0, 3.0]}
+    assert {key: x.tolist() for key, x in grad(adds)(params).items()} == {"w": [5.0, 5.0], "b": [1.0, 1.0]}
+    assert [*params] == ["w", "b"]
+
+
+def test_results_that_depend_on_nothing_or_are_no_floats_have_zero_derivatives():
+    assert value_and_grad(lambda x: 3)(1.0) == (3, 0.0)
+    assert jacobian(lambda x: (x, 3))(1.0) == (1.0, 0.0)
+    assert grad(lambda x: (x > 0).all())(np.ones(2)).tolist() == [0.0, 0.0]
+    value, tangent = jvp(lambda x: (x.sum(), np.argmax(x), 3), (np.ones(2),), (np.ones(2),))
+    assert (value, tangent) == ((2.0, 0, 3), (2.0, 0.0, 0.0))
+
+
+def test_python_floats_stay_weak_within_no_grad():
+    def f(a: Any) -> Any:
+        with no_grad():
+            twice = a * 2
+        return (twice * np.ones(2, np.float32) * a).sum()
+
+    assert value_and_grad(f)(2.0)[0].dtype == np.float32
+
+
 def test_gradients_of_functions_leave_leaves_alone():
     w = leaf([1.0, 2.0])
     grad(lambda x: (w * x).sum())(np.ones(2))
@@ -1701,6 +1818,14 @@ def test_jvp_takes_structures_and_can_be_differentiated():
     x = leaf(2.0)
     jvp(lambda y: y**3, (x,), (1.0,))[1].backward()
     assert x.grad == 12.0
+    value, tangent = jvp(lambda y: y**3, (3.0,), (x,))
+    assert isinstance(value, np.ndarray)
+    tangent.backward()
+    assert x.grad == 12.0 + 27.0
+    product = jacobian(lambda v: jvp(grad(lambda x: (x**3).sum()), (np.ones(2),), (v,))[1])
+    np.testing.assert_array_equal(product(np.ones(2)), 6 * np.eye(2))
+    with no_grad():
+        assert isinstance(jvp(lambda y: y**3, (3.0,), (x,))[1], np.ndarray)
 
 
 def test_hessian_vector_products_take_two_lines_and_a_small_multiple_of_the_calls_of_a_gradient():
@@ -1732,6 +1857,21 @@ def test_backward_with_create_graph_takes_a_tensor_as_gradient():
     (x**3).backward(u, create_graph=True)
     (x.grad @ np.array([1.0, 10.0])).backward()
     np.testing.assert_array_equal(u.grad, [3.0, 120.0])
+    x, u = leaf(2.0), leaf(3.0)
+    y = x**3
+    with no_grad():
+        y.backward(u, create_graph=True)
+    x.grad, g = None, x.grad
+    g.backward()
+    assert (x.grad, u.grad) == (36.0, 12.0)
+
+
+def test_a_gradient_that_is_a_tensor_can_be_set_again():
+    x = leaf([3.0, 4.0])
+    (x**2).sum().backward(create_graph=True)
+    x.grad = x.grad / np.linalg.norm(x.grad)
+    assert isinstance(x.grad, Tensor)
+    np.testing.assert_allclose(x.grad.data, [0.6, 0.8])
 
 
 def test_scipys_functions_get_rules_in_one_line():
@@ -1744,7 +1884,7 @@ def test_scipys_functions_get_rules_in_one_line():
         grad(grad(scipy.special.erf))(0.5), -2 / math.sqrt(math.pi) * math.exp(-0.25), rtol=1e-14
     )
     assert scipy.special.erf(leaf(np.float32([0.5]), np.float32)).dtype == np.float32
-    with pytest.raises(TypeError, match=r"scipy.*gamma|np\.gamma"):
+    with pytest.raises(TypeError, match=r"^gamma has no derivative rule: add one with defvjp\(gamma, "):
         scipy.special.gamma(leaf(1.0))
 
 
@@ -1760,6 +1900,14 @@ def test_a_plain_function_with_a_rule_goes_through_grad_and_keywords():
     assert gradcheck(lambda x: softplus(x, scale=2.0), np.array([-1.0, 0.5]))
     assert gradcheck(lambda x: softplus(scale=2.0, x=x), np.array([-1.0, 0.5]))
     assert Tensor not in calls
+
+
+@pytest.mark.parametrize("size", [3, 20_000])
+def test_rules_may_take_all_arguments_in_one(size):
+    double = defvjp(lambda x: x * 2.0, lambda *args: args[0] * 2)
+    x = leaf(np.ones(size))
+    double(x).sum().backward()
+    np.testing.assert_array_equal(x.grad, np.full(size, 2.0))
 
 
 def test_logsumexp_is_one_line():
@@ -2084,6 +2232,7 @@ CASES = {
     linalg.norm: np.linalg.norm(x); np.linalg.norm(x, axis=1); np.linalg.norm(x, 1); np.linalg.norm(row, 3)
     diff: np.diff(x); np.diff(x, 2, axis=0)
     trace: np.trace(x)
+    copy: np.copy(x)
     reshape: np.reshape(x, (-1,)); x.reshape(-1); x.reshape(1, 20); np.reshape(c, (6, 4)); c.reshape(2, -1)
     ravel: np.ravel(c)
     squeeze: np.squeeze(col); np.squeeze(col, axis=1)
@@ -2302,6 +2451,50 @@ def test_what_dask_cannot_do_lazily_is_an_error(case):
 def test_where_dask_would_fetch_everything_the_error_names_the_function_and_says_so(case, requires_grad):
     with nothing_is_fetched(), pytest.raises(TypeError, match=r"would fetch whole arrays to this machine"):
         results(case, as_dask, requires_grad)
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda t, d: t[d > 0],
+        lambda t, d: t[Tensor(d > 0)],
+        lambda t, d: t[d[0, 0].astype(int)],
+        lambda t, d: np.take(t, d.astype(int)),
+        lambda t, d: np.take_along_axis(t, d.astype(int), 0),
+        lambda t, d: np.kron(t, d),
+        lambda t, d: np.repeat(t[0], d[0].astype(int)),
+    ],
+)
+def test_dask_arrays_are_not_fetched_to_work_on_a_numpy_tensor(f, requires_grad):
+    with nothing_is_fetched(), pytest.raises(TypeError, match=r"on this machine|would fetch"):
+        f(Tensor(np.ones((2, 2)), requires_grad), da.ones((2, 2)))
+
+
+def test_shapes_that_dask_does_not_know_are_errors_and_not_nan():
+    x = da.from_array(LEAVES["x"], 2)
+    part = x[x[:, 0] > 0]
+    w = Tensor(PLAIN["W"], requires_grad=True)
+    with nothing_is_fetched():
+        for f in (lambda: np.var(Tensor(part), 0), lambda: ((Tensor(part) @ w) ** 2).mean().backward()):
+            with pytest.raises(ValueError, match=r"nan|NaN"):
+                f()
+    assert w.grad is None
+
+
+def test_filters_of_warnings_are_as_before_after_threads_worked_with_other_arrays_at_the_same_time():
+    class Slow(Box):
+        def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
+            time.sleep(0.001)
+            return super().__array_ufunc__(ufunc, method, *inputs, **options)
+
+    before = [*warnings.filters]
+    threads = [threading.Thread(target=lambda: [np.exp(Tensor(Slow(np.ones(2)))) for _ in range(20)]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert warnings.filters == before
 
 
 # --- Models -----------------------------------------------------------------------------------------------------------
@@ -2535,6 +2728,11 @@ def test_requires_grad_can_be_set_on_leaves_only():
     assert t.grad is None
     assert not (t * 2).requires_grad
     t.requires_grad = True
+    assert t.grad == 2.0
+    t.requires_grad = False
+    t.grad = None
+    t.requires_grad = True
+    assert t.grad is None
     with pytest.raises(ValueError, match="detach"):
         (t * 2).requires_grad = False
 
@@ -2941,7 +3139,21 @@ ERRORS: list[tuple[str, Any, type[Exception], str]] = [
     ("matmul", lambda: leaf(np.ones((2, 3))) @ np.ones((2, 3)), ValueError, r"np\.matmul of shapes \(2, 3\) and"),
     ("matmul of a number", lambda: leaf(2.0) @ leaf(2.0), ValueError, r"np\.matmul of shapes \(\) and \(\)"),
     ("reshape", lambda: leaf(np.ones(6)).reshape(4, 2), ValueError, r"np\.reshape of shapes \(6,\)"),
-    ("axis", lambda: leaf(np.ones(6)).sum(axis=3), ValueError, r"np\.sum of shapes \(6,\).*axis 3"),
+    ("axis", lambda: leaf(np.ones(6)).sum(axis=3), np.exceptions.AxisError, r"np\.sum of shapes \(6,\).*axis 3"),
+    ("singular", lambda: np.linalg.inv(leaf(np.zeros((2, 2)))), np.linalg.LinAlgError, r"np\.linalg\.inv.*Singular"),
+    ("joined", lambda: np.stack([leaf(np.ones(2)), np.ones(3)]), ValueError, r"np\.concatenate of shapes \(1, 2\) and"),
+    ("tensordot", lambda: np.tensordot(leaf(np.ones((2, 3))), np.ones((3, 2))), ValueError, r"np\.tensordot of shapes"),
+    ("weights", lambda: np.average(leaf(np.ones(2)), weights=np.ones(3)), ValueError, r"takes weights of \(2,\), not"),
+    ("order", lambda: np.reshape(leaf(np.ones(6)), (2, 3), "F"), TypeError, r"np\.reshape.* takes no order: leave"),
+    ("no result", lambda: grad(lambda x: None)(1.0), TypeError, r"dtype object"),
+    ("two results", lambda: grad(lambda x: (x, x))(1.0), ValueError, r"grad\(\) of .*not one number"),
+    ("several", lambda: grad(lambda x: x)(np.ones(3)), ValueError, r"grad\(\) of \(3,\), not one number: \.sum\(\) it"),
+    ("integer argument", lambda: grad(lambda x: x * 2)(3), TypeError, r"int64 data cannot require gradients: .*3\.0"),
+    ("argnums twice", lambda: grad(lambda x, y: x * y, (0, -2))(1.0, 2.0), ValueError, r"argnums \(0, -2\): each"),
+    ("no such argument", lambda: grad(lambda x: x, 1)(1.0), ValueError, r"argnums \(1,\): each must name another of 1"),
+    ("tangents", lambda: jvp(lambda p: p["a"], ({"a": 1.0},), ({"b": 1.0},)), ValueError, r"structure.*\{'a': \(\)\}"),
+    ("tangent shape", lambda: jvp(lambda x: x, (1.0,), (np.ones(2),)), ValueError, r"shapes of the arguments: \(\(\)"),
+    ("inner Tensor", lambda: defvjp(lambda x: x * leaf(2.0), lambda g, out, x: g)(leaf(1.0)), TypeError, r"gave a T"),
     ("integers", lambda: Tensor([1, 2], requires_grad=True), TypeError, r"int64 data cannot require.*dtype=float"),
     ("booleans", lambda: Tensor(True, requires_grad=True), TypeError, r"bool data cannot require.*dtype=float"),
     ("strings", lambda: Tensor(["a"], requires_grad=True), TypeError, r"<U1: convert it first"),
@@ -2967,7 +3179,8 @@ ERRORS: list[tuple[str, Any, type[Exception], str]] = [
     ("too few arguments", lambda: np.reshape(leaf(1.0)), TypeError, r"shape"),
     ("writing", lambda: operator.setitem(leaf([1.0]), 0, 1), TypeError, r"cannot be written to.*np\.where"),
     ("np.asarray", lambda: np.asarray(leaf([1.0])), TypeError, r"NumPy array.*\.detach\(\)"),
-    ("np.array of a list", lambda: np.array([leaf(1.0), leaf(2.0)]), TypeError, r"NumPy array.*\.detach\(\)"),
+    ("np.array of a list", lambda: np.array([leaf(1.0), leaf(2.0)]), TypeError, r"NumPy array.*np\.stack.*detach\(\)"),
+    ("X.dot", lambda: np.ones((2, 2)).dot(leaf([1.0, 2.0])), TypeError, r"NumPy array.*X @ t for X\.dot\(t\)"),
     ("float", lambda: float(leaf(1.0)), TypeError, r"Python number.*np\. functions.*\.item\(\)"),
     ("int", lambda: int(leaf(1.0)), TypeError, r"Python number.*np\. functions.*\.item\(\)"),
     ("math.exp", lambda: math.exp(leaf(1.0)), TypeError, r"Python number.*np\. functions.*\.item\(\)"),
@@ -2984,7 +3197,7 @@ ERRORS: list[tuple[str, Any, type[Exception], str]] = [
     ("rule without rules", lambda: defvjp(lambda x: x), TypeError, r"takes a function and rules, not.*\(\)"),
     ("nothing", lambda: Tensor(None), TypeError, r"dtype object"),
     ("gradcheck of integers", lambda: gradcheck(lambda x: x * 2, 2), TypeError, r"no float argument"),
-    ("no rule for an option", lambda: np.sum(leaf([1.0]), dtype=float), TypeError, r"np\.sum.*'dtype'"),
+    ("no rule for an option", lambda: np.sum(leaf([1.0]), dtype=float), TypeError, r"np\.sum.* takes no dtype: leave"),
     ("no rule for an argument", lambda: np.where(leaf([1.0]), 1.0, 2.0), TypeError, r"np\.where.*argument 0"),
     ("by keyword", lambda: np.sum(leaf([1.0]), axis=leaf(0.0)), TypeError, r"by position"),
     ("multiplied by text", lambda: leaf(1.0) + "a", TypeError, r"unsupported operand"),
@@ -2995,9 +3208,9 @@ ERRORS: list[tuple[str, Any, type[Exception], str]] = [
     ("item of several", lambda: leaf([1.0, 2.0]).item(), ValueError, r"size 1"),
     ("out of range", lambda: leaf([1.0, 2.0])[2], IndexError, r"index 2 is out of bounds"),
     ("SGD over nothing", lambda: SGD([], lr=0.1), ValueError, r"no parameters"),
-    ("SGD over an array", lambda: SGD([np.ones(2)], lr=0.1), ValueError, r"parameter 0, ndarray, is none"),
-    ("SGD over a Tensor", lambda: SGD(leaf([1.0]), lr=0.1), ValueError, r"parameter 0, Tensor, is none"),
-    ("SGD over a constant", lambda: SGD([leaf(1.0), Tensor(1.0)], lr=0.1), ValueError, r"parameter 1, Tensor, is none"),
+    ("SGD over an array", lambda: SGD([np.ones(2)], lr=0.1), ValueError, r"parameter 0, ndarray, is not one"),
+    ("SGD over a Tensor", lambda: SGD(leaf([1.0]), lr=0.1), ValueError, r"parameter 0, Tensor, is not one"),
+    ("SGD over a constant", lambda: SGD([leaf(1.0), Tensor(1.0)], lr=0.1), ValueError, r"parameter 1, Tensor, is not"),
     ("SGD over a result", lambda: SGD([leaf(1.0) * 2], lr=0.1), ValueError, r"parameter 0"),
     ("SGD twice", lambda: SGD([leaf(1.0)] * 2, lr=0.1), ValueError, r"twice"),
     ("negative rate", lambda: SGD([leaf(1.0)], lr=-0.1), ValueError, r"lr=-0\.1"),

@@ -29,10 +29,10 @@ import functools
 import inspect
 import itertools
 import math
-import operator
+import operator as op
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from heapq import heappop, heappush
 from typing import Any
 
@@ -53,7 +53,7 @@ __version__ = "0.1.0"
 _new, _float64, _ndarray = object.__new__, np.float64, np.ndarray  # looked up once, as every operation needs them
 _next_order = itertools.count(0, -1).__next__
 _LARGE = 10_000  # elements: below that, an array is not worth forgetting
-_Shape = collections.namedtuple("_Shape", "shape dtype ndim")  # what a node keeps of an array that no rule will read
+_Shape = collections.namedtuple("_Shape", "shape dtype ndim size")  # kept of an array that no rule will read
 
 
 def _check(ok, message, error=ValueError):
@@ -71,12 +71,9 @@ class _Node:
 
     def __init__(self, row, parents, values, out, options=None):
         self.order = _next_order()  # the newest node has the smallest number, so that a heap gives it first
-        self.row = row
+        self.row, self.options, self.grad = row, options, None
         self.parents = parents  # the nodes of the arguments, None for an argument that requires no gradient
-        self.values = values
-        self.out = out
-        self.options = options
-        self.grad = None  # of a leaf
+        self.values, self.out = values, out
         x = values[0]
         if (x.__class__ is _ndarray and x.size >= _LARGE) or (out.__class__ is _ndarray and out.size >= _LARGE):
             self.forget()
@@ -84,10 +81,10 @@ class _Node:
     def forget(self):
         """Keep of the arrays that the rules will not read no more than shape and dtype."""
         reads = [read for read, parent in zip(self.row.reads, self.parents, strict=False) if parent is not None]
-        values = enumerate((self.out, *self.values))
-        keep = [x.__class__ is not _ndarray or any(r[i] if i < len(r) else r[-1] for r in reads) for i, x in values]
-        kept = zip((self.out, *self.values), keep, strict=True)
-        self.out, *self.values = [x if k else _Shape(x.shape, x.dtype, x.ndim) for x, k in kept]
+        arrays = (self.out, *self.values)
+        keep = [x.__class__ is not _ndarray or any(r[min(i, len(r) - 1)] for r in reads) for i, x in enumerate(arrays)]
+        shapes = [x if kept else _Shape(x.shape, x.dtype, x.ndim, x.size) for x, kept in zip(arrays, keep, strict=True)]
+        self.out, *self.values = shapes
 
 
 class _Row:
@@ -95,24 +92,25 @@ class _Row:
 
     A rule has ``vjps`` (vector-Jacobian products, see the table), one per positional argument; a re-expression has
     ``expression``, the same function said in other functions of the table; a constant has neither, and its result
-    carries no gradient. ``compute`` is the quickest way to the value of a rule. ``arity`` is the number of arguments
-    that need no look if they come without options; ``ways`` are the other ways to call that need none.
+    carries no gradient. What joins any number of arrays has both (see ``_variadic``). ``compute`` is the quickest way
+    to the value of a rule. ``arity`` is the number of arguments that need no look if they come without options;
+    ``ways`` are the other ways to call that need none.
     """
 
     __slots__ = ("arity", "compute", "expression", "function", "reads", "vjps", "ways")
 
-    def __init__(self, function):
+    def __init__(self, function, vjps=()):
         self.function = function
-        self.define()
+        self.define(vjps)
 
     def define(self, vjps=(), expression=None):
-        self.vjps: tuple[Callable | None, ...] = vjps if any(vjps) else ()
+        self.vjps: Sequence[Callable | None] = vjps if any(vjps) else ()
         self.expression: Callable | None = expression
         self.compute: Callable = self.function
-        self.arity, self.ways = len(vjps) if all(vjps) else -1, set()
+        self.arity, self.ways = len(vjps) if all(vjps) and not expression else -1, set()
         # For each VJP, whether it reads the result and the arguments: where no underscore is in front of the name.
-        parameters = [[*inspect.signature(vjp).parameters.values()][1:] if vjp else [] for vjp in vjps]
-        self.reads = [[p.name[0] != "_" for p in vjp if p.kind < p.KEYWORD_ONLY] for vjp in parameters]
+        parameters = [[*inspect.signature(vjp).parameters.values()] if vjp else [] for vjp in vjps]
+        self.reads = [[p.name[0] != "_" for p in vjp if p.kind < p.KEYWORD_ONLY][1:] or [True] for vjp in parameters]
 
     def arrange(self, args, options):
         """A call as the rules take it: by position as far as can be, and without options that say NumPy's default.
@@ -122,19 +120,20 @@ class _Row:
         way, call = (len(args), *options), options
         if way not in self.ways:
             rule, before = (self.expression, ()) if self.expression else (next(filter(None, self.vjps)), ("g", "out"))
-            known = inspect.signature(rule)
+            known, arrays = inspect.signature(rule), 0 if self.expression else len(self.vjps)
             with contextlib.suppress(ValueError):  # of functions in C that do not tell their parameters
                 bound = inspect.signature(self.function).bind(*args, **options)
                 said = [(name, x, bound.signature.parameters[name].default) for name, x in bound.arguments.items()]
                 call = {name: x for name, x, default in said if x is not default and (type(x), x) != (str, default)}
-                named = {*options} & {*call} & {*[*known.parameters][len(before) + len(self.vjps) :]}
+                named = {*options} & {*call} & {*[*known.parameters][len(before) + arrays :]}
                 bound.arguments = {name: x for name, x in call.items() if name not in named}
                 args, options = bound.args, bound.kwargs | {name: call[name] for name in named}
             try:
                 known.bind(*before, *args, **options)
             except TypeError as error:
-                what = f"{_name(self.function)} of a Tensor that requires gradients, called with {', '.join(call)}"
-                raise TypeError(f"{what}: {error}") from None
+                extra = {*[*call][arrays:], *options} - {*[*known.parameters][len(before) :], "kwargs"}
+                what = f"takes no {' and no '.join(sorted(extra))}: leave it out" if extra else f"failed: {error}"
+                raise TypeError(f"{_name(self.function)} of a Tensor that requires gradients {what}") from None
             self.ways |= {way} & {(len(args), *options)}
         return args, options
 
@@ -164,6 +163,9 @@ def _recording(on: bool) -> Iterator[None]:
         _thread.recording = before
 
 
+_unchanged = contextlib.nullcontext()
+
+
 def no_grad() -> contextlib.AbstractContextManager[None]:
     """Record nothing within: a context manager, or a decorator when called (``@no_grad()``); per thread.
 
@@ -179,8 +181,9 @@ def no_grad() -> contextlib.AbstractContextManager[None]:
 
 def _name(function):
     function = getattr(function, "func", function)  # of a partial function
-    module, name = getattr(function, "__module__", None) or "numpy", getattr(function, "__name__", repr(function))
-    return f"{'np' + module[5:] if module.split('.')[0] == 'numpy' else module}.{name.lstrip('_')}"
+    name = getattr(function, "__name__", repr(function)).lstrip("_")
+    module = getattr(function, "__module__", None) or "numpy" * hasattr(np, name)  # which ufuncs do not tell
+    return f"{module}.{name}".lstrip(".").replace("numpy.", "np.", 1)
 
 
 def _as_value(data):
@@ -189,7 +192,7 @@ def _as_value(data):
     Arrays of other kinds are kept as they are if they answer NumPy's protocols.
     """
     if isinstance(data, Tensor):
-        return data._constant("the data of another Tensor", "it as it is, or its .detach()")
+        return data._constant("the data of another Tensor", "t for Tensor(t),")
     is_array = hasattr(type(data), "__array_function__") and hasattr(type(data), "__array_ufunc__")
     # Only a subclass is asked, because NumPy imports its ma when somebody names it.
     if isinstance(data, np.ndarray) and type(data) is not np.ndarray and isinstance(data, np.ma.MaskedArray):
@@ -206,17 +209,16 @@ def _as_array(value):
     return _float64(value) if value.__class__ is float else value
 
 
+def _as_tensor(x):
+    """A Tensor as it is, anything else as one: a Python float without a dtype yet."""
+    return x if isinstance(x, Tensor) else _wrap(x if x.__class__ is float else _as_value(x), None)
+
+
 def _as_operand(data):
     """What arithmetic takes: Python's numbers as they are, arrays and lists; else NotImplemented, as Python expects."""
     if isinstance(data, (int, float)):
         return data
     return _as_value(data) if hasattr(data, "__array__") or isinstance(data, (complex, list, tuple)) else NotImplemented
-
-
-def _explained(function, values, error):
-    """NumPy's ValueError with the operation and the shapes that it met."""
-    shapes = " and ".join([str(value.shape) for value in values if hasattr(value, "shape")])
-    return ValueError(f"{_name(function)} of shapes {shapes}: {str(error).strip()}")
 
 
 def _wrap(value, node):
@@ -229,14 +231,13 @@ def _wrap(value, node):
 
 # The classes of operands and of arguments that need no look before NumPy gets them.
 _python = {bool, int, float}
-_numbers = _python | {np.float64, np.float32}
 _quick = {np.ndarray, np.float64, np.float32, int}
 
 
 def _map(function, tree):
     """The function of every leaf of nested tuples, lists and dicts, in the same structure."""
     if isinstance(tree, dict):
-        return {key: _map(function, item) for key, item in tree.items()}
+        return type(tree)({key: _map(function, item) for key, item in tree.items()})
     if isinstance(tree, (tuple, list)):
         items = [_map(function, item) for item in tree]
         return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
@@ -260,6 +261,29 @@ def _is_foreign(x):
     return hasattr(x, "__array_function__") and not isinstance(x, (np.ndarray, Tensor))
 
 
+def _check_local(function, *trees):
+    """Refuse arrays of another library where NumPy would fetch them to this machine, without a word."""
+    here = not any(_is_foreign(_unwrapped(x)) for x in _leaves(trees))
+    _check(here, f"{_name(function)} would need the elements of an array of another library on this machine", TypeError)
+
+
+_warnings_lock = threading.RLock()  # their filters are common to all threads
+
+
+def _compute(function, compute, values, options, foreign=False):
+    """Call ``compute``, NumPy's function or the like; a ValueError gets the operation and the shapes that it met."""
+    try:
+        if not foreign:
+            return compute(*values, **options)
+        with _warnings_lock, warnings.catch_warnings(action="error", category=FutureWarning):
+            return compute(*values, **options)
+    except FutureWarning as warning:  # of another library, before it gives all it has to NumPy
+        raise TypeError(f"{_name(function)} would fetch whole arrays to this machine: {warning}") from None
+    except ValueError as error:
+        shapes = " and ".join([str(value.shape) for value in values if hasattr(value, "shape")])
+        raise type(error)(f"{_name(function)} of shapes {shapes}: {str(error).strip()}") from None
+
+
 def _apply(function, *args, **options):
     """Call a function of the table on the values of its arguments, and record the call if one requires gradients.
 
@@ -268,43 +292,44 @@ def _apply(function, *args, **options):
     row = _table.get(function)
     if row is None:
         name = _name(function)
-        raise TypeError(f"{name} has no derivative rule: add one with defvjp({name}, ...), or give it t.detach().data")
+        raise TypeError(f"{name} has no derivative rule: add one with defvjp({name}, ...), or give it t.data")
     values = [x._value if isinstance(x, Tensor) else x for x in args]
-    quick = not options and len(args) == row.arity and _quick.issuperset([value.__class__ for value in values])
-    leaves = args if quick else _leaves((args, options))
+    if options or len(args) != row.arity or not _quick.issuperset([value.__class__ for value in values]):
+        return _apply_with_care(row, args, options)
+    return _record(row, args, values, _compute(function, row.compute, values, {}))
+
+
+def _apply_with_care(row, args, options):
+    """The same for arguments of all kinds."""
+    function, leaves = row.function, _leaves((args, options))
     tensors = [x for x in leaves if isinstance(x, Tensor)]
-    recorded = _thread.recording and [t for t in tensors if t._node is not None] and (row.vjps or row.expression)
-    foreign = not quick and True in [_is_foreign(x._value if isinstance(x, Tensor) else x) for x in leaves]
-    if recorded and not quick:
+    recorded = _thread.recording and any(t._node for t in tensors) and (row.vjps or row.expression)
+    foreign = any(_is_foreign(_unwrapped(x)) for x in leaves)
+    if recorded:
         args, options = row.arrange(args, options)
     if row.expression and (recorded or foreign):
         return row.expression(*args, **options)
-    nodes = [x._node if isinstance(x, Tensor) else None for x in args]
-    if not quick:
-        row.refuse(nodes if recorded else ())
-        if recorded and len(tensors) > sum([isinstance(x, Tensor) for x in args]):
+    if recorded:
+        row.refuse([x._node if isinstance(x, Tensor) else None for x in args])
+        if len(tensors) > sum([isinstance(x, Tensor) for x in args]):
             raise TypeError(f"{_name(function)} takes Tensors by position, not by keyword or in a list")
-        values, options = _map(_unwrapped, (args, options))
-    compute = row.compute if recorded else function
-    try:  # other libraries warn when they are about to fetch whole arrays to let NumPy do it
-        with warnings.catch_warnings(action="error", category=FutureWarning) if foreign else contextlib.nullcontext():
-            out = compute(*values, **options)
-    except ValueError as error:
-        raise _explained(function, values, error) from None
-    except FutureWarning as warning:
-        raise TypeError(f"{_name(function)} would fetch whole arrays to this machine: {warning}") from None
+    values, options = _map(_unwrapped, (args, options))
+    out = _compute(function, row.compute if recorded else function, values, options, foreign)
     if not recorded:
         return _map(lambda x: _wrap(_as_value(x), None) if hasattr(x, "dtype") else x, out)
-    weak = not quick and float in [t._value.__class__ for t in tensors]
-    if out.__class__ is float:
-        out = out if weak else _float64(out)
-    elif not hasattr(out, "dtype"):
-        raise TypeError(f"{_name(function)} gave a {type(out).__name__}: what has a rule must return one array")
-    elif out.dtype.kind != "f":
-        return _wrap(_as_value(out), None)
-    elif weak:
-        values = [_as_array(value) if node is not None else value for value, node in zip(values, nodes, strict=True)]
-    return _wrap(out, _Node(row, nodes, values, out, options))
+    values = [_as_array(x) if isinstance(arg, Tensor) else x for x, arg in zip(values, args, strict=True)]
+    return _record(row, args, values, out, options)
+
+
+def _record(row, args, values, out, options=None):
+    """The Tensor of a result, with a node if an argument has one."""
+    if out.__class__ is not float:
+        if isinstance(out, Tensor) or not hasattr(out, "dtype"):
+            raise TypeError(f"{_name(row.function)} gave a {type(out).__name__}: it must make one array out of arrays")
+        if out.dtype.kind != "f":
+            return _wrap(_as_value(out), None)
+    nodes = [x._node if isinstance(x, Tensor) else None for x in args]
+    return _wrap(out, _Node(row, nodes, values, out, options) if _thread.recording and any(nodes) else None)
 
 
 def _operator(function, compute) -> tuple[Callable[[Any, Any], Tensor], Callable[[Any, Any], Tensor]]:
@@ -315,28 +340,21 @@ def _operator(function, compute) -> tuple[Callable[[Any, Any], Tensor], Callable
     row = _table.setdefault(function, _Row(function))
 
     def forward(x, y):
-        x_node = y_node = None
-        if isinstance(x, Tensor):
-            x_node, x = x._node, x._value
-        elif x.__class__ not in _numbers:
-            x = _as_operand(x)
-        if isinstance(y, Tensor):
-            y_node, y = y._node, y._value
-        elif y.__class__ not in _numbers:
-            y = _as_operand(y)
+        of_x, x = (x._node, x._value) if isinstance(x, Tensor) else (None, _as_operand(x))
+        of_y, y = (y._node, y._value) if isinstance(y, Tensor) else (None, _as_operand(y))
         if x is NotImplemented or y is NotImplemented:
             return NotImplemented
         weak = x.__class__ in _python and y.__class__ in _python  # NumPy's arithmetic, but the result has no dtype yet
         try:
             out = compute(_float64(x) if weak else x, y)
-        except ValueError as error:
-            raise _explained(function, (x, y), error) from None
-        if (x_node is y_node is None) or not _thread.recording or not row.vjps:
+        except ValueError:
+            out = _compute(function, compute, (x, y), {})  # which says more
+        out = float(out) if weak and out.__class__ is _float64 else out
+        if (of_x is of_y is None) or not _thread.recording or not row.vjps:
             return _wrap(out, None)
         if row.arity != 2:
-            row.refuse((x_node, y_node))
-        out = float(out) if weak else out
-        return _wrap(out, _Node(row, (x_node, y_node), (x, y), out))
+            row.refuse((of_x, of_y))
+        return _wrap(out, _Node(row, (of_x, of_y), (x, y), out))
 
     return forward, lambda y, x: forward(x, y)
 
@@ -394,14 +412,13 @@ class Tensor:
     """
 
     __slots__ = ("__weakref__", "_leaf", "_node", "_value")
-    _leaf: _Node | None  # of a leaf: its node, also while requires_grad is switched off
-    _node: _Node | None
     __hash__ = object.__hash__
     __array_priority__ = __pandas_priority__ = 5000  # array * Tensor and Series * Tensor are the Tensor's business
 
     def __init__(self, data: Any, requires_grad: bool = False, dtype: Any = None):
         self._value = _as_value(data if dtype is None else _as_value(data).astype(dtype, copy=False))
-        self._node = self._leaf = None
+        self._node: _Node | None = None
+        self._leaf: _Node | None = None  # of a leaf: its node, also while requires_grad is switched off
         self.requires_grad = requires_grad
 
     @property
@@ -428,7 +445,10 @@ class Tensor:
         """Whether ``backward`` from here reaches a leaf. May be switched on leaves; while off, ``.grad`` is None."""
         _check(self._node is None or self._node.row is None, "requires_grad of a result cannot be set: .detach() it")
         if required:
-            _check(self.dtype.kind == "f", f"{self.dtype} data cannot require gradients: take dtype=float", TypeError)
+            what = (
+                f"{self.dtype} data cannot require gradients: make them floats, with 3.0, .astype(float) or dtype=float"
+            )
+            _check(self.dtype.kind == "f", what, TypeError)
             self._leaf = getattr(self, "_leaf", None) or _Node(None, (), (None,), None)
         self._node = self._leaf if required else None
 
@@ -445,12 +465,14 @@ class Tensor:
 
     @grad.setter
     def grad(self, gradient: Any) -> None:
+        leaf = getattr(self, "_leaf", None)
         if gradient is not None:
-            _check(self._node and self._node.row is None, ".grad can be set on leaves that require gradients only")
-            gradient, shape = _as_value(gradient).astype(self.dtype), self.shape
+            _check(self._node and self._node is leaf, ".grad can be set on leaves that require gradients only")
+            gradient = gradient if isinstance(gradient, Tensor) and gradient.requires_grad else _as_value(gradient)
+            gradient, shape = gradient.astype(self.dtype), self.shape
             _check(gradient.shape == shape, f".grad of a Tensor of shape {shape} cannot have shape {gradient.shape}")
-        if self._node is not None:
-            self._node.grad = gradient
+        if leaf is not None:
+            leaf.grad = gradient
 
     shape = property(lambda self: _as_array(self._value).shape, doc="The lengths of the axes, () for a number.")
     ndim = property(lambda self: _as_array(self._value).ndim, doc="The number of axes.")
@@ -477,15 +499,17 @@ class Tensor:
         array([  3., 120.])
         """
         value = _as_array(self._value)
-        _check(self._node, "backward() on a Tensor that requires no gradient: make a leaf with requires_grad=True")
-        if gradient is None:
-            _check(value.size == 1, f"backward() of shape {value.shape} needs a gradient: .sum() it first, or give one")
-            gradient = value.dtype.type(1) if isinstance(value, np.generic) else np.ones_like(value)
-        else:
-            gradient = gradient if isinstance(gradient, Tensor) and create_graph else _as_value(gradient)
-            _check(gradient.shape == value.shape, f"backward() of shape {value.shape} got gradient {gradient.shape}")
-            gradient = gradient.astype(value.dtype)
-        with _recording(True) if create_graph else contextlib.nullcontext():
+        if self._node is None:
+            raise ValueError("backward() on a Tensor that requires no gradient: make a leaf with requires_grad=True")
+        with _recording(True) if create_graph else _unchanged:
+            if gradient is not None:
+                gradient = gradient if isinstance(gradient, Tensor) and create_graph else _as_value(gradient)
+                _check(gradient.shape == value.shape, f"backward() of shape {value.shape} got {gradient.shape}")
+                gradient = gradient.astype(value.dtype)
+            elif value.size == 1:
+                gradient = value.dtype.type(1) if isinstance(value, np.generic) else np.ones_like(value)
+            else:
+                raise ValueError(f"backward() of shape {value.shape} needs a gradient: .sum() it first, or give one")
             gradients = _backward({self._node: gradient}, create_graph)
             with _leaves_lock:  # only now, so that an error on the way leaves every gradient as it was
                 for leaf, g in gradients.items():
@@ -508,45 +532,48 @@ class Tensor:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, index: Any) -> Tensor:
-        return _apply(operator.getitem, self, _map(_unwrapped, index))
+        _check_local(op.getitem, () if _is_foreign(self._value) else index)
+        return _apply(op.getitem, self, _map(_unwrapped, index))
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        raise TypeError("a Tensor cannot be written to: compute a new one with np.where, or write to its .data")
+        raise TypeError("a Tensor cannot be written to: make a new one with np.where, np.concatenate or np.stack")
 
     def __bool__(self) -> bool:
         return bool(self._value)
 
     def __float__(self) -> float:
-        return float(self._constant("a Python number", "np. functions, not math's, or .item()"))
+        return float(self._constant("a Python number"))
 
     def __int__(self) -> int:
-        return int(self._constant("a Python number", "np. functions, not math's, or .item()"))
+        return int(self._constant("a Python number"))
 
     def __index__(self) -> int:
-        return operator.index(self._value)
+        return op.index(self._value)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        value = self._constant("a NumPy array", "np. functions (with pandas, Tensor(df) @ t), .item() or .detach()")
+        value = self._constant("a NumPy array")
         return np.array(value, dtype) if copy else np.asarray(value, dtype)
 
-    def _constant(self, what, advice):
+    def _constant(
+        self, what, advice="np.stack([...]) for np.array([...]), X @ t for X.dot(t), Tensor(df) @ t for df @ t,"
+    ):
         if self._node is not None:
-            raise TypeError(f"a Tensor that requires gradients would lose them as {what}: use {advice}")
+            what = f"a Tensor that requires gradients would lose them as {what}"
+            raise TypeError(f"{what}: write {advice} np. functions for math's, .item() or .detach() without gradients")
         return self._value
 
     def __array_ufunc__(self, ufunc, method, *inputs, **options):
         if method != "__call__" or options:
             call = f"{_name(ufunc)}.{method}".removesuffix(".__call__") + "".join([f" with {o}=" for o in options])
-            raise TypeError(f"{call} does not take Tensors: write y = np.add(x, 1) or another call that returns one")
-        return _apply(ufunc, *[x if isinstance(x, Tensor) or x.__class__ in _numbers else _as_value(x) for x in inputs])
+            raise TypeError(f"{call} does not take Tensors: write np.sum, np.where, .astype or y = np.add(x, 1) say")
+        return _apply(ufunc, *[x if isinstance(x, (Tensor, int, float)) else _as_value(x) for x in inputs])
 
     def __array_function__(self, function, types, args, options):
         return _apply(function, *args, **options)
 
     def __repr__(self) -> str:
-        value = np.asarray(self._value) if isinstance(self._value, (np.generic, float)) else self._value
-        show = functools.partial(np.array2string, separator=", ", prefix="Tensor(")
-        text = show(value) if isinstance(value, np.ndarray) else repr(value)
+        x = np.asarray(self._value) if isinstance(self._value, (np.generic, float)) else self._value
+        text = np.array2string(x, separator=", ", prefix="Tensor(") if isinstance(x, np.ndarray) else repr(x)
         dtype = "" if self.dtype in (float, int, bool) else f", dtype={self.dtype}"
         return f"Tensor({text}{dtype}{', requires_grad=True' if self.requires_grad else ''})"
 
@@ -554,32 +581,30 @@ class Tensor:
         return super().__format__(spec) if self.ndim else format(self.item(), spec)
 
     def __reduce__(self):
-        if self._node is not None and self._node.row is not None:
-            raise TypeError("a computed Tensor cannot be copied or pickled with its graph: use .detach()")
+        is_leaf = self._node is None or self._node.row is None
+        _check(is_leaf, "a computed Tensor cannot be copied or pickled with its graph: use .detach()", TypeError)
         return type(self), (self.data, self.requires_grad), (None, {"grad": _unwrapped(self.grad)})
 
     # Operators and methods, each a function of the table.
 
-    (__add__, __radd__), (__sub__, __rsub__) = _operator(np.add, operator.add), _operator(np.subtract, operator.sub)
-    (__mul__, __rmul__), (__pow__, __rpow__) = _operator(np.multiply, operator.mul), _operator(np.power, operator.pow)
-    __truediv__, __rtruediv__ = _operator(np.divide, operator.truediv)
+    (__add__, __radd__), (__sub__, __rsub__) = _operator(np.add, op.add), _operator(np.subtract, op.sub)
+    (__mul__, __rmul__), (__pow__, __rpow__) = _operator(np.multiply, op.mul), _operator(np.power, op.pow)
     __matmul__, __rmatmul__ = _operator(np.matmul, np.matmul)
-    (__eq__, _), (__ne__, _) = _operator(np.equal, operator.eq), _operator(np.not_equal, operator.ne)  # type: ignore
-    (__lt__, _), (__le__, _) = _operator(np.less, operator.lt), _operator(np.less_equal, operator.le)
-    (__gt__, _), (__ge__, _) = _operator(np.greater, operator.gt), _operator(np.greater_equal, operator.ge)
-    __and__, __rand__ = _operator(np.bitwise_and, operator.and_)
-    __or__, __ror__ = _operator(np.bitwise_or, operator.or_)
-    __xor__, __rxor__ = _operator(np.bitwise_xor, operator.xor)
+    (__truediv__, __rtruediv__), (__mod__, __rmod__) = _operator(np.divide, op.truediv), _operator(np.mod, op.mod)
+    (__eq__, _), (__ne__, _) = _operator(np.equal, op.eq), _operator(np.not_equal, op.ne)  # type: ignore
+    (__lt__, _), (__le__, _) = _operator(np.less, op.lt), _operator(np.less_equal, op.le)
+    (__gt__, _), (__ge__, _) = _operator(np.greater, op.gt), _operator(np.greater_equal, op.ge)
+    (__and__, __rand__), (__or__, __ror__) = _operator(np.bitwise_and, op.and_), _operator(np.bitwise_or, op.or_)
+    __xor__, __rxor__ = _operator(np.bitwise_xor, op.xor)
 
     __neg__, __pos__, __abs__, __invert__ = map(_method, (np.negative, np.positive, np.absolute, np.invert))
 
-    sum, mean, max, min, prod = map(_method, (np.sum, np.mean, np.max, np.min, np.prod))
-    var, std, squeeze, swapaxes, ravel = map(_method, (np.var, np.std, np.squeeze, np.swapaxes, np.ravel))
+    sum, mean, max, min, prod, var, std = map(_method, (np.sum, np.mean, np.max, np.min, np.prod, np.var, np.std))
     any, all, argmax, argmin, argsort = map(_method, (np.any, np.all, np.argmax, np.argmin, np.argsort))
     exp, log, sqrt, sin, cos, tan, tanh = map(_method, (np.exp, np.log, np.sqrt, np.sin, np.cos, np.tan, np.tanh))
     cumsum, cumprod, diagonal, trace, dot = map(_method, (np.cumsum, np.cumprod, np.diagonal, np.trace, np.dot))
-    relu, sigmoid, astype = map(_method, (_relu, _sigmoid, _convert))
-    abs = __abs__
+    ravel, squeeze, swapaxes, copy, round = map(_method, (np.ravel, np.squeeze, np.swapaxes, np.copy, np.round))
+    abs, relu, sigmoid, astype = map(_method, (np.absolute, _relu, _sigmoid, _convert))
 
     def clip(self, min: Any = None, max: Any = None) -> Tensor:
         """The values limited to [min, max]; None is no limit."""
@@ -635,11 +660,13 @@ def defvjp(function: Callable, *vjps: Callable | None) -> Callable:
     return recording
 
 
-@functools.cache
-def _rule(function, vjp, n):
-    """A function of any number of arrays, for n of them: array i has ``vjp(i, g, out, *arrays, **options)``."""
-    plain = functools.wraps(function)(lambda *arrays, **options: function(*arrays, **options))
-    return defvjp(plain, *[functools.partial(vjp, i) for i in range(n)])
+def _variadic(function, compute, vjp, arrays, **options):
+    """Call a function of any number of arrays, of which array i has ``vjp(i, g, out, *arrays, **options)``."""
+    arrays, row = _tensors(*arrays), _table[function]
+    if len(row.vjps) < len(arrays):
+        row.define([functools.partial(vjp, i) for i in range(2 * len(arrays))], row.expression)
+    values = [_as_array(array._value) for array in arrays]
+    return _record(row, arrays, values, _compute(function, compute, values, options), options)
 
 
 def _axes(x, axis):
@@ -654,11 +681,6 @@ def _kept(x, axis, keepdims=True):
     return tuple([1 if a in axes else n for a, n in enumerate(x.shape) if keepdims or a not in axes])
 
 
-def _count(x, axis):
-    """How many elements of x a reduction over ``axis`` makes one of; 1, to divide by, if there are none."""
-    return math.prod([x.shape[a] for a in _axes(x, axis)]) or 1
-
-
 def _merged(x, axis):
     """x with the axes that a reduction goes over merged into one, the last."""
     axes = _axes(x, axis)
@@ -666,28 +688,15 @@ def _merged(x, axis):
     return np.moveaxis(x, axes, range(-len(axes), 0)).reshape((*_kept(x, axis, keepdims=False), n))
 
 
-def _at(axis, index):
-    """The index that takes ``index`` along one axis, not negative, and all along the others."""
-    return (*[slice(None)] * axis, index)
-
-
 def _nonzero(x):
     """x, but 1 where it is 0: to divide by."""
     return np.where(x == 0, 1, x)
 
 
-def _stretch(g, x):
-    """g, broadcast together with x, for NumPy's arrays as a view."""
-    return (
-        g + np.zeros_like(x)
-        if _is_foreign(_unwrapped(x))
-        else np.broadcast_to(g, np.broadcast_shapes(g.shape, x.shape))
-    )
-
-
 def _spread(g, x, axis):
-    """The gradient of a sum over ``axis`` goes to every element of x alike."""
-    return g if g.shape == x.shape else _stretch(g.reshape(_kept(x, axis)), x)
+    """The gradient of a sum over ``axis`` goes to every element of x alike: to NumPy's arrays as a view."""
+    g = g.reshape(_kept(x, axis))
+    return g + np.zeros_like(x) if _is_foreign(_unwrapped(x)) else np.broadcast_to(g, x.shape)
 
 
 def _share(g, out, a, axis=None, *, keepdims=False):
@@ -745,31 +754,21 @@ def _add_at(values, index, like):
     if not all(isinstance(i, _basic) and i.__class__ is not bool for i in items):
         np.add.at(out, index, values)
     elif values.size:  # into slices, which every library can write to
-        items = tuple([slice(i, i + 1 or None) if hasattr(i, "__index__") else i for i in items if i is not None])
-        out[items] = values.reshape(out[items].shape)
+        part = [slice(int(i), int(i) + 1 or None) if hasattr(i, "__index__") else i for i in items if i is not None]
+        out[tuple(part)] = values.reshape(out[tuple(part)].shape)
     return out
-
-
-def _join(*arrays, axis):
-    return np.concatenate(arrays, axis)
-
-
-def _concatenate(arrays, axis=0):
-    """NumPy's, of Tensors among others."""
-    arrays = _tensors(*(arrays if axis is not None else map(np.ravel, arrays)))
-    return _rule(_join, _join_vjp, len(arrays))(*arrays, axis=axis or 0)
 
 
 def _join_vjp(i, g, _out, *_arrays, axis):
     start = sum([array.shape[axis] for array in _arrays[:i]])
-    return g[_at(axis % g.ndim, slice(start, start + _arrays[i].shape[axis]))]
+    return g.swapaxes(0, axis)[start : start + _arrays[i].shape[axis]].swapaxes(0, axis)
 
 
-def _contract(*arrays, terms, optimize=False):
+def _contract(*arrays, terms, optimize):
     return np.einsum(",".join(terms[1:]) + "->" + terms[0], *arrays, optimize=optimize)
 
 
-def _contract_vjp(i, g, _out, *arrays, terms, optimize=False):
+def _contract_vjp(i, g, _out, *arrays, terms, optimize):
     """The sum of products with g in the place of array i.
 
     A letter that the term of array i has twice gets there through a unit matrix, one that no other term has as an axis
@@ -786,7 +785,7 @@ def _contract_vjp(i, g, _out, *arrays, terms, optimize=False):
     alone = tuple([axis for axis, letter in enumerate(target) if letter not in "".join(rest)])
     shared = "".join([letter for letter in target if letter in "".join(rest)])
     g = np.einsum(",".join(rest) + "->" + shared, *operands, optimize=optimize)
-    return _stretch(np.expand_dims(g, alone), arrays[i])
+    return np.expand_dims(g, alone) + np.zeros_like(arrays[i]) if alone else g
 
 
 # fmt: off
@@ -794,7 +793,7 @@ relu = defvjp(_relu,       lambda g, out, _x: np.where(out <= 0, 0, g))
 sigmoid = defvjp(_sigmoid, lambda g, out, _x: g * (out * (1 - out)))
 _alike = defvjp(_to_kind,  lambda g, _, _g, _x: g)
 _scatter = defvjp(_add_at, lambda g, _, _values, index, like: g[index])
-defvjp(operator.getitem,   lambda g, _, _x, index: _scatter(g, index, _unwrapped(_x)))
+defvjp(op.getitem,   lambda g, _, _x, index: _scatter(g, index, _unwrapped(_x)))
 defvjp(_convert,           lambda g, _, _x, _dtype: g)
 
 defvjp(np.add,         lambda g, _, _x, _y: g,                       lambda g, _, _x, _y: g)
@@ -806,8 +805,8 @@ defvjp(np.remainder,   lambda g, _, _x, _y: g,                       lambda g, _
 defvjp(np.maximum,     lambda g, _, x, y: _won(g, x < y, x == y),    lambda g, _, x, y: _won(g, y < x, x == y))
 defvjp(np.minimum,     lambda g, _, x, y: _won(g, x > y, x == y),    lambda g, _, x, y: _won(g, y > x, x == y))
 defvjp(np.hypot,       lambda g, out, x, _y: g * x / _nonzero(out),  lambda g, out, _x, y: g * y / _nonzero(out))
-defvjp(np.arctan2,     lambda g, _, y, x: g * x / _nonzero(x * x + y * y),
-                       lambda g, _, y, x: -g * y / _nonzero(x * x + y * y))
+defvjp(np.arctan2,     lambda g, _, y, x: g * (x / (r := _nonzero(np.hypot(x, y)))) / r,
+                       lambda g, _, y, x: -g * (y / (r := _nonzero(np.hypot(x, y)))) / r)
 defvjp(np.logaddexp,   lambda g, _, x, y: g * sigmoid(x - y),        lambda g, _, x, y: g * sigmoid(y - x))
 defvjp(np.logaddexp2,  lambda g, _, x, y: g * sigmoid((x - y) * math.log(2)),
                        lambda g, _, x, y: g * sigmoid((y - x) * math.log(2)))
@@ -834,7 +833,7 @@ _unary: dict[Callable, Callable] = {
 for unary, unary_vjp in _unary.items():
     defvjp(unary, unary_vjp)
 defvjp(np.sum,         lambda g, _, _a, axis=None, *, keepdims=False: _spread(g, _a, axis))
-defvjp(np.mean,        lambda g, _, _a, axis=None, *, keepdims=False: _spread(g * (1 / _count(_a, axis)), _a, axis))
+defvjp(np.mean,        lambda g, _, _a, axis=None, *, keepdims=False: _spread(g * (g.size / max(_a.size, 1)), _a, axis))
 defvjp(np.cumsum,      lambda g, _, _a, axis=None: np.flip(np.cumsum(np.flip(g, axis), axis), axis).reshape(_a.shape))
 defvjp(np.nan_to_num,  lambda g, _, x, *, nan=0.0, posinf=None, neginf=None: np.where(np.isfinite(x), g, 0))
 defvjp(np.reshape,     lambda g, _, _a, shape=None, *, newshape=None: g.reshape(_a.shape))
@@ -842,7 +841,7 @@ defvjp(np.expand_dims, lambda g, _, _a, axis: g.reshape(_a.shape))
 defvjp(np.swapaxes,    lambda g, _, _a, axis1, axis2: g.swapaxes(axis1, axis2))
 defvjp(np.transpose,   lambda g, _, _a, axes=None: np.transpose(
                            g, None if axes is None else np.argsort(_axes(_a, axes)).tolist()))
-defvjp(np.roll,        lambda g, _, _a, shift, axis=None: np.roll(g, np.negative(shift).tolist(), axis))
+defvjp(np.roll,        lambda g, _, _a, shift, axis=None: np.roll(g, (-np.array(shift, int)).tolist(), axis))
 
 defvjp(np.linalg.inv,  lambda g, out, _a: -(_mT(out) @ g @ _mT(out)))
 defvjp(np.linalg.det,  lambda g, out, a: (g * out)[..., None, None] * _mT(np.linalg.inv(a)))
@@ -852,7 +851,7 @@ _solve = defvjp(functools.partial(np.linalg.solve), lambda g, out, a, _b: -(np.l
                                                     lambda g, _, a, _b: np.linalg.solve(_mT(a), g))
 
 # Python's own operators are many times faster on NumPy scalars.
-_table[np.negative].compute, _table[np.positive].compute, _table[np.absolute].compute = operator.neg, operator.pos, abs
+_table[np.negative].compute, _table[np.positive].compute, _table[np.absolute].compute = op.neg, op.pos, abs
 # fmt: on
 
 # What follows says NumPy's functions in others of the table, with NumPy's names for the parameters.
@@ -878,7 +877,7 @@ def _prod(a, axis=None, *, keepdims=False):
 
 def _cumprod(a, axis=None):
     """In log2(n) steps (Hillis and Steele, 1986), without division too."""
-    a, n = np.ravel(a) if axis is None else np.moveaxis(a, axis, 0), 1
+    a, n = np.ravel(a) if axis is None else np.moveaxis(np.atleast_1d(a), axis, 0), 1
     while n < len(a):
         a, n = np.concatenate([a[:n], a[n:] * a[:-n]]), 2 * n
     return a if axis is None else np.moveaxis(a, 0, axis)
@@ -886,7 +885,8 @@ def _cumprod(a, axis=None):
 
 def _var(a, axis=None, *, ddof=0, keepdims=False):
     d = a - a.mean(axis=axis, keepdims=True)
-    return (d * d).sum(axis=axis, keepdims=keepdims) / max(_count(a, axis) - float(ddof), 0.0)
+    total = (d * d).sum(axis=axis, keepdims=keepdims)
+    return total / max(int(d.size) / max(total.size, 1) - float(ddof), 0.0)
 
 
 def _root(x, p=2):
@@ -895,45 +895,59 @@ def _root(x, p=2):
 
 
 def _average(a, axis=None, weights=None, *, keepdims=False):
-    a, weights = _tensors(a, np.ones_like(a) if weights is None else weights)
-    if weights.shape != a.shape:  # one for each place along the axes that the average goes over
-        weights = weights.transpose(np.argsort(axes := _axes(a, axis)).tolist())
-        weights = weights.reshape([n if i in axes else 1 for i, n in enumerate(a.shape)])
-    return (a * weights).sum(axis, keepdims=keepdims) / np.broadcast_to(weights, a.shape).sum(axis, keepdims=keepdims)
+    if weights is None:
+        return np.mean(a, axis, keepdims=keepdims)
+    a, weights = _tensors(a, weights)
+    over = tuple([a.shape[i] for i in _axes(a, axis)])
+    _check(weights.shape in (a.shape, over), f"np.average of {a.shape} takes weights of {over}, not {weights.shape}")
+    weights = weights.astype(np.result_type(a, weights))
+    weights = _merged(weights, axis) if weights.shape == a.shape else np.ravel(weights)
+    return ((_merged(a, axis) * weights).sum(-1) / weights.sum(-1)).reshape(_kept(a, axis, keepdims))
 
 
 def _median(a, axis=None, *, keepdims=False):
     ordered = np.sort(_merged(a, axis))
-    n, last = ordered.shape[-1], ordered[..., -1]  # the last is nan if any is
+    n, last = ordered.shape[-1], ordered[..., -1:].sum(-1)  # which is nan if any is
     middle = ordered[..., (n - 1) // 2 : n // 2 + 1].mean(-1)
     return np.where(np.isnan(last), last, middle).reshape(_kept(a, axis, keepdims))
 
 
+def _take(a, indices, axis=None):
+    _check_local(np.take, indices)
+    a, index = np.ravel(a) if axis is None else np.atleast_1d(a), np.asarray(_unwrapped(indices))
+    index = index.astype(int, casting="safe" if index.size else "unsafe")[()]
+    return a[(*[slice(None)] * _axes(a, axis or 0)[0], index)]
+
+
 def _diff(a, n=1, axis=-1):
     _check(n >= 0 and a.ndim, f"np.diff of shape {a.shape}, {n} times: it takes an axis, and no negative times")
+    a = np.moveaxis(a, axis, 0)
     for _ in range(n):
-        a = a[_at(_axes(a, axis)[0], slice(1, None))] - a[_at(_axes(a, axis)[0], slice(-1))]
-    return a
+        a = a[1:] - a[:-1]
+    return np.moveaxis(a, 0, axis)
 
 
 def _norm(x, ord=None, axis=None, keepdims=False):
     axes, size, keep = _axes(x, axis), np.abs(x), {"keepdims": keepdims}
     if (ord is None and (axis is None or len(axes) < 3)) or (ord == "fro" and len(axes) == 2):
         return _root(np.sum(x * x, axis, **keep))
-    known = isinstance(ord, (int, float)) and (len(axes) == 1 or (len(axes) == 2 and abs(ord) in (1, math.inf)))
+    known = {1: isinstance(ord, (int, float, np.number)), 2: ord in (1, -1, math.inf, -math.inf)}.get(len(axes))
     _check(known, f"np.linalg.norm with ord={ord!r} over {len(axes)} axes has no derivative rule", TypeError)
     if len(axes) == 2:
         size = size.sum(axes[abs(ord) != 1], keepdims=True)  # along the columns, or along the rows
     if len(axes) == 2 or abs(ord) == math.inf:
         return (np.max if ord > 0 else np.min)(size, axes, **keep)
-    return _root(np.sum(size**ord, axis, **keep), ord) if ord else np.sum(np.sign(size), axis, **keep)
+    powers = np.where(size == 0, math.inf if ord < 0 else 0, _nonzero(size) ** float(ord))
+    return _root(np.sum(powers, axis, **keep), float(ord)) if ord else np.sum(powers, axis, **keep)
 
 
 def _tensordot(a, b, axes=2):
     """One product of matrices, in whose columns and rows the axes to sum over are merged."""
     a, b = _tensors(a, b)
-    over_a, over_b = (range(-axes, 0), range(axes)) if isinstance(axes, (int, np.integer)) else axes
-    a, b = _merged(a, over_a), _merged(b, over_b)
+    over = (range(-axes, 0), range(axes)) if isinstance(axes, (int, np.integer)) else axes
+    lengths = [[x.shape[i] for i in _axes(x, o)] for x, o in zip((a, b), over, strict=True)]
+    _check(lengths[0] == lengths[1], f"np.tensordot of shapes {a.shape} and {b.shape} over axes of {lengths}")
+    a, b = _merged(a, over[0]), _merged(b, over[1])
     rows, columns = [x.reshape(math.prod(x.shape[:-1]), x.shape[-1]) for x in (a, b)]
     return (rows @ columns.T).reshape(a.shape[:-1] + b.shape[:-1])
 
@@ -950,56 +964,43 @@ def _einsum(*operands, optimize=False):
     shapes = [np.broadcast_to(0, x.shape) if hasattr(x, "shape") else x for x in operands]
     terms, result = np.einsum_path(*shapes)[1].split()[2].split("->")
     arrays = operands[1:] if isinstance(operands[0], str) else operands[: len(operands) // 2 * 2 : 2]
-    return _rule(_contract, _contract_vjp, len(arrays))(*arrays, terms=[result, *terms.split(",")], optimize=optimize)
+    return _variadic(np.einsum, _contract, _contract_vjp, arrays, terms=[result, *terms.split(",")], optimize=optimize)
 
 
-def _moving(function, *modes):
+def _move(function, a, *args, **options):
     """A function that moves elements, or puts zeros between: what it does to their numbers, from 1, says where to."""
+    _check_local(function, a, args, options)
+    flat = np.ravel(a)
 
-    def moved(a, *args, **options):
-        _check(
-            not _is_foreign(_unwrapped(a)), f"{_name(function)} would number all elements on this machine", TypeError
-        )
-        flat = np.ravel(a)
-        numbers = np.arange(1, flat.size + 1).reshape(np.shape(a))
+    def taken(numbers):
+        numbers = np.asarray(_unwrapped(numbers))
+        return (flat if numbers.all() else np.concatenate([flat, np.zeros(1, flat.dtype)]))[numbers - 1]
 
-        def taken(index):
-            index = np.asarray(_unwrapped(index))
-            return flat[index - 1] if index.all() else np.concatenate([np.zeros(1, flat.dtype), flat])[index]
-
-        return _map(taken, function(numbers, *args, **options))
-
-    return moved
+    return _map(taken, function(np.arange(1, flat.size + 1).reshape(np.shape(a)), *args, **options))
 
 
 def _pad(array, pad_width, mode="constant"):
-    known = ("constant", "edge", "reflect", "symmetric", "wrap")
-    _check(mode in known, f"np.pad with mode={mode!r} has no derivative rule: use np.concatenate", TypeError)
-    return _moving(np.pad)(array, pad_width, mode)
+    _check(mode in {"constant", "edge", "reflect", "symmetric", "wrap"}, f"np.pad with {mode=} has no rule", TypeError)
+    return _move(np.pad, array, pad_width, mode)
 
 
-def _reshaping(function):
+def _lengthen(function, *arys):
     """A function that only adds axes of length 1, to each of its arguments."""
-
-    def reshaped(*arrays):
-        out = [np.reshape(array, function(np.broadcast_to(0, np.shape(array))).shape) for array in arrays]
-        return tuple(out) if len(out) > 1 else out[0]
-
-    return reshaped
+    out = [np.reshape(array, function(np.broadcast_to(0, np.shape(array))).shape) for array in arys]
+    return tuple(out) if len(out) > 1 else out[0]
 
 
 # fmt: off
 _expressions = {
-    "amax": np.max, "amin": np.min, "average": _average, "clip": _clip, "concatenate": _concatenate, "cross": _cross,
-    "cumprod": _cumprod, "diff": _diff, "einsum": _einsum, "fabs": abs, "linalg.matmul": operator.matmul,
+    "amax": np.max, "amin": np.min, "average": _average, "clip": _clip, "copy": lambda a: +a, "cross": _cross,
+    "cumprod": _cumprod, "diff": _diff, "einsum": _einsum, "fabs": abs, "linalg.matmul": op.matmul, "median": _median,
     "linalg.norm": _norm, "linalg.tensordot tensordot": _tensordot, "matrix_transpose linalg.matrix_transpose": _mT,
-    "median": _median, "pad": _pad, "prod": _prod, "var": _var, "square": lambda x: x * x,
+    "pad": _pad, "prod": _prod, "take": _take, "var": _var, "square": lambda x: x * x, "reciprocal": lambda x: 1 / x,
     "deg2rad radians": lambda x: x * (math.pi / 180), "rad2deg degrees": lambda x: x * (180 / math.pi),
-    "reciprocal": lambda x: 1 / x,
-    **{name: _moving(getattr(np, name)) for name in (
+    **{name: functools.partial(_move, getattr(np, name)) for name in (
         "array_split", "diag", "diagonal", "dsplit", "fliplr", "flipud", "hsplit", "repeat", "rot90", "split",
         "take_along_axis", "tile", "tril", "triu", "vsplit")},
-    **{f"atleast_{n}d": _reshaping(getattr(np, f"atleast_{n}d")) for n in (1, 2, 3)},
+    **{f"atleast_{n}d": functools.partial(_lengthen, getattr(np, f"atleast_{n}d")) for n in (1, 2, 3)},
     "dot": lambda a, b: a @ b if np.ndim(a) and 0 < np.ndim(b) < 3 else (
         np.tensordot(a, b, (-1, -2) if np.ndim(a) and np.ndim(b) else 0)),
     "inner": lambda a, b: np.dot(a, b) if 0 in (np.ndim(a), np.ndim(b)) else np.tensordot(a, b, (-1, -1)),
@@ -1008,17 +1009,19 @@ _expressions = {
     "linalg.slogdet": lambda a: np.linalg.slogdet(np.eye(1))._replace(sign=_sign_of_det(a), logabsdet=_log_of_det(a)),
     "linalg.solve": lambda a, b: _solve(*_tensors(a, b)) if np.ndim(b) > 1 else (
         np.linalg.solve(a, np.reshape(b, (-1, 1)))[..., 0]),
-    "kron": lambda a, b: (_moving(np.kron)(a, np.ones_like(b, int)) *
-                          _moving(lambda numbers, ones: np.kron(ones, numbers))(b, np.ones_like(a, int))),
+    "kron": lambda a, b: (_move(np.kron, a, np.ones_like(b, int)) *
+                          _move(lambda numbers, ones: np.kron(ones, numbers), b, np.ones_like(a, int))),
     "fmax": lambda x, y: np.where(np.greater_equal(x, y) | np.not_equal(y, y), x, y),
     "fmin": lambda x, y: np.where(np.less_equal(x, y) | np.not_equal(y, y), x, y),
-    "full_like": lambda a, fill_value, **like: ((zeros := np.zeros_like(a, **like)) + fill_value).astype(zeros.dtype),
-    "ptp": lambda a, axis=None, **keep: np.max(a, axis, **keep) - np.min(a, axis, **keep),
-    "std": lambda a, axis=None, **options: _root(np.var(a, axis, **options)),
+    "full_like": lambda a, fill_value, dtype=None, *, shape=None: (
+        ((zeros := np.zeros_like(a, dtype, shape=shape)) + fill_value).astype(zeros.dtype)),
+    "ptp": lambda a, axis=None, *, keepdims=False: a.max(axis, keepdims=keepdims) - a.min(axis, keepdims=keepdims),
+    "std": lambda a, axis=None, *, ddof=0, keepdims=False: _root(np.var(a, axis, ddof=ddof, keepdims=keepdims)),
     "moveaxis": lambda a, source, destination: a.transpose(
         np.moveaxis(np.empty(range(a.ndim)), source, destination).shape),
-    "sort": lambda a, axis=-1, **kind: np.take_along_axis(a, np.argsort(a, axis, **kind), axis),
-    "take": lambda a, indices, axis=None: np.ravel(a)[indices] if axis is None else a[_at(_axes(a, axis)[0], indices)],
+    "sort": lambda a, axis=-1, kind=None: np.take_along_axis(a, np.argsort(a, axis, kind), axis),
+    "concatenate": lambda arrays, axis=0: (np.concatenate([*map(np.ravel, arrays)]) if axis is None else _variadic(
+        np.concatenate, lambda *arrays, axis: np.concatenate(arrays, axis), _join_vjp, arrays, axis=axis)),
     "stack": lambda arrays, axis=0: np.concatenate([np.expand_dims(a, axis) for a in arrays], axis),
     "vstack": lambda tup: np.concatenate([np.atleast_2d(a) for a in tup]),
     "hstack": lambda tup: np.concatenate([np.atleast_1d(a) for a in tup], int(np.ndim(tup[0]) > 1)),
@@ -1034,7 +1037,7 @@ _constants = """
 for names, expression in (*_expressions.items(), (_constants, None)):
     for name in names.split():
         with contextlib.suppress(AttributeError):  # NumPy's releases differ
-            function = operator.attrgetter(name)(np)
+            function = op.attrgetter(name)(np)
             _table.setdefault(function, _Row(function)).define(expression=expression)
 
 
@@ -1069,17 +1072,18 @@ def _backward(gradients, create_graph, stop=1):
             part = vjp(g, out, *values, **options) if options else vjp(g, out, *values)
             if part.__class__ is not _float64 or x.__class__ is not _float64:
                 part = _fit(part, x, row)
-            before = gradients.get(parent)
-            if before is None:
+            if parent in gradients:
+                gradients[parent] = gradients[parent] + part
+            else:
                 gradients[parent] = part
                 heappush(heap, (parent.order, parent))
-            else:
-                gradients[parent] = before + part
     return gradients
 
 
 def _fit(g, x, row):
     """A gradient in the shape and dtype of the x that it belongs to: summed over the axes that broadcasting made."""
+    if g.__class__ is x.__class__ is _ndarray and g.shape == x.shape and g.dtype == x.dtype:
+        return g
     x = _as_array(x)
     if not hasattr(g, "dtype"):
         raise TypeError(f"a rule of {_name(row.function)} returned a {type(g).__name__}: it must return an array")
@@ -1098,8 +1102,7 @@ def _fit(g, x, row):
 # and stops at these on the way back. So calls nest, to derivatives of any order, and no variable is taken for another.
 
 
-_variable = _Row("a variable")
-_variable.define((lambda g, _out, _x: g,))
+_variable = _Row("a variable", (lambda g, _out, _x: g,))
 
 
 class _Call:
@@ -1109,22 +1112,24 @@ class _Call:
     """
 
     def __init__(self, f, argnums, args, options):
-        self.recording, self.args = _thread.recording, list(args)
+        self.recording, given = _thread.recording, list(args)
         self.nodes: list[_Node] = []
-        argnums, self.single = (argnums, False) if isinstance(argnums, tuple) else ((argnums,), True)
-        for i in argnums:
-            _check(-len(args) <= i < len(args), f"argnums {i} names none of the {len(args)} arguments by position")
-            self.args[i] = _map(self.variable, args[i])
-        self.chosen = [self.args[i] for i in argnums]
+        argnums, self.single = (argnums, False) if isinstance(argnums, (tuple, list, range)) else ((argnums,), True)
+        places = [range(len(args))[i] for i in argnums if -len(args) <= i < len(args)]
+        _check(len({*places}) == len(argnums), f"argnums {argnums}: each must name another of {len(args)} arguments")
+        for i in places:
+            given[i] = _map(self.variable, args[i])
+        self.chosen = [args[i] for i in places]
         self.stop = min((node.order for node in self.nodes), default=0)
         self.is_open = any(node.parents[0] for node in self.nodes)
         with _recording(True):
-            self.out = f(*self.args, **options)
+            self.out = _map(_as_tensor, f(*given, **options))
 
     def variable(self, x):
-        x = x if isinstance(x, Tensor) else _wrap(x if x.__class__ is float else _as_value(x), None)
+        x = _as_tensor(x)
         _wrap(x._value, None).requires_grad = True  # an error if that cannot be
-        node = _Node(_variable, (x._node if self.recording else None,), (x._value,), x._value)
+        node = _Node(_variable, (x._node if self.recording else None,), (x._value,), None)
+        node.out = x._value  # never forgotten, for the call asks for its shape
         self.nodes.append(node)
         return _wrap(x._value, node)
 
@@ -1132,19 +1137,20 @@ class _Call:
         """For each variable, what comes back to it from results with these gradients."""
         start: dict[_Node, Any] = {}
         for out, g in zip(results, gradients, strict=True):
-            if isinstance(out, Tensor) and out._node is not None:
+            if out._node is not None:
                 start[out._node] = start[out._node] + g if out._node in start else g
         create_graph = self.is_open or any(isinstance(g, Tensor) for g in start.values())
         found = _backward({**start}, create_graph, self.stop)
         self.is_open = self.is_open or (self.recording and bool(found.keys() - self.nodes))
         if self.is_open and not create_graph:
             found = _backward(start, True, self.stop)
-        return [found.get(node, np.zeros_like(node.out)) for node in self.nodes]
+        return [found[node] if node in found else np.zeros_like(node.out) for node in self.nodes]
 
     def finished(self, t):
         """A Tensor if the call depends on more than its own variables, else an array of its own."""
-        is_open = self.is_open and isinstance(t, Tensor) and t.requires_grad
-        return t if is_open else _wrap(+_unwrapped(t), None).data
+        t = _as_tensor(t)
+        is_open = self.is_open and t.requires_grad
+        return t if is_open else _wrap(t._value if t.dtype == bool else +t._value, None).data
 
     def arranged(self, results):
         """A result for each variable, in the structure of the arguments."""
@@ -1179,12 +1185,9 @@ def value_and_grad(f: Callable, argnums: int | tuple[int, ...] = 0) -> Callable:
     @functools.wraps(f)
     def value_and_gradient(*args, **options):
         call = _Call(f, argnums, args, options)
-        value = _as_array(_unwrapped(call.out))
-        _check(
-            math.prod(np.shape(value)) == 1,
-            f"grad() of a result of shape {np.shape(value)}: .sum() it, or take jacobian()",
-        )
-        gradient = call.arranged(call.gradients([call.out], [np.ones_like(value)]))
+        one = isinstance(call.out, Tensor) and call.out.size == 1
+        _check(one, f"grad() of {getattr(call.out, 'shape', call.out)}, not one number: .sum() it, or take jacobian()")
+        gradient = call.arranged(call.gradients([call.out], [np.ones_like(_as_array(call.out._value))]))
         return call.finished(call.out), gradient
 
     return value_and_gradient
@@ -1217,12 +1220,10 @@ def jacobian(f: Callable, argnums: int | tuple[int, ...] = 0) -> Callable:
         call = _Call(f, argnums, args, options)
 
         def rows(out):
-            shape, dtype = np.shape(out), _as_array(_unwrapped(out)).dtype
-            ones = np.eye(math.prod(shape), dtype=dtype).reshape(-1, *shape) if math.prod(shape) else ()
+            ones = np.eye(out.size, dtype=out.dtype).reshape(out.size, *out.shape)
             found = [call.gradients([out], [one]) for one in ones]
-            columns = [[row[i] for row in found] for i in range(len(call.nodes))]
-            stacked = [np.stack([*x, np.zeros_like(v.out)])[:-1] for x, v in zip(columns, call.nodes, strict=True)]
-            return call.arranged([x.reshape(shape + x.shape[1:]) for x in stacked])
+            each = [[*[row[i] for row in found], np.zeros_like(v.out)] for i, v in enumerate(call.nodes)]
+            return call.arranged([np.stack(x)[:-1].reshape(out.shape + x[-1].shape) for x in each])
 
         return _map(rows, call.out)
 
@@ -1248,16 +1249,18 @@ def jvp(f: Callable, args: tuple, tangents: tuple) -> tuple[Any, Any]:
     >>> jvp(lambda x, y: x * y, (2.0, 3.0), (1.0, 10.0))
     (array(6.), array(23.))
     """
-    call, tangents = _Call(f, tuple(range(len(args))), args, {}), _leaves(tangents)
-    shapes = [np.shape(x.out) for x in call.nodes]
-    _check([np.shape(t) for t in tangents] == shapes, f"jvp() takes tangents of the arguments' shapes, here {shapes}")
+    structure, other = [str(_map(lambda x: _as_tensor(x).shape, (*trees,))) for trees in (args, tangents)]
+    _check(structure == other, f"jvp() takes tangents with the structure and shapes of the arguments: {structure}")
+    call, tangents = _Call(f, range(len(args)), args, {}), tuple(map(_as_tensor, _leaves(tangents)))
     outs = _leaves(call.out)
 
     def back(us):
         return sum([np.sum(g * t) for g, t in zip(call.gradients(outs, us), tangents, strict=True)])
 
-    moved = iter(grad(back)([np.zeros_like(_unwrapped(out)) for out in outs]))
-    return _map(call.finished, call.out), _map(lambda _: call.finished(next(moved)), call.out)
+    moved = iter(grad(back)([np.zeros_like(out._value) * 1.0 for out in outs]))
+    value = _map(call.finished, call.out)
+    call.is_open = call.is_open or (call.recording and any(t.requires_grad for t in tangents))
+    return value, _map(lambda _: call.finished(next(moved)), call.out)
 
 
 # --- SGD --------------------------------------------------------------------------------------------------------------
@@ -1291,8 +1294,8 @@ class SGD:
     def __init__(self, params: Iterable, lr: float, momentum: float = 0.0, weight_decay: float = 0.0, nesterov=False):
         self.params: list[Tensor] = list(params)
         for i, p in enumerate(self.params):
-            is_leaf = isinstance(p, Tensor) and p._node is not None and p._node.row is None
-            _check(is_leaf, f"SGD trains leaves that require gradients: parameter {i}, {type(p).__name__}, is none")
+            is_leaf = getattr(p, "_leaf", None) and p.requires_grad
+            _check(is_leaf, f"SGD trains leaves that require gradients: parameter {i}, {type(p).__name__}, is not one")
         _check(0 < len(set(self.params)) == len(self.params), "SGD got no parameters, or one twice: give each once")
         for name, rate in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
             fits = isinstance(rate, (int, float, np.number)) and 0 <= rate < math.inf
@@ -1347,24 +1350,20 @@ def gradcheck(f: Callable, *args: Any, eps: float = 1e-6, atol: float = 1e-5, rt
     True
     """
     arrays = [np.array(_unwrapped(arg)) for arg in args]
-    tensors = [Tensor(x.astype(float)) if x.dtype.kind == "f" else arg for x, arg in zip(arrays, args, strict=True)]
     floating = tuple([i for i, x in enumerate(arrays) if x.dtype.kind == "f"])
     _check(floating, "gradcheck got no float argument to check: integers and booleans have no gradient", TypeError)
+    tensors = [Tensor(x.astype(float)) if x.dtype.kind == "f" else arg for x, arg in zip(arrays, args, strict=True)]
 
     def weighted_sum(*args):
         out = f(*args)
         return np.sum(out * np.random.default_rng(0).uniform(0.5, 1.5, np.shape(out)))
 
-    gradients = grad(weighted_sum, floating)(*tensors)
-
-    def moved(i, step):
-        return weighted_sum(*tensors[:i], tensors[i] + step, *tensors[i + 1 :]).item()
-
-    for i, gradient in zip(floating, gradients, strict=True):
+    for i, gradient in zip(floating, grad(weighted_sum, floating)(*tensors), strict=True):
         for entry in np.ndindex(gradient.shape):
             step = np.zeros_like(gradient)
             step[entry] = eps
-            found, difference = gradient[entry], (moved(i, step) - moved(i, -step)) / (2 * eps)
+            moved = [weighted_sum(*tensors[:i], tensors[i] + s, *tensors[i + 1 :]).item() for s in (step, -step)]
+            found, difference = gradient[entry], (moved[0] - moved[1]) / (2 * eps)
             if not math.isclose(found, difference, rel_tol=rtol, abs_tol=atol):
                 raise AssertionError(f"argument {i}, entry {entry}: backward {found}, central differences {difference}")
     return True
