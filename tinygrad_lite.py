@@ -74,13 +74,13 @@ class _Node:
         self.row, self.options, self.grad = row, options, None
         self.parents = parents  # the nodes of the arguments, None for an argument that requires no gradient
         self.values, self.out = values, out
-        x = values[0]
+        x = values[0]  # of an operation's arrays this and the result say enough about their size
         if (x.__class__ is _ndarray and x.size >= _LARGE) or (out.__class__ is _ndarray and out.size >= _LARGE):
             self.forget()
 
     def forget(self):
         """Keep of the arrays that the rules will not read no more than shape and dtype."""
-        reads = [read for read, parent in zip(self.row.reads, self.parents, strict=False) if parent is not None]
+        reads = {read for read, parent in zip(self.row.reads, self.parents, strict=False) if parent is not None}
         arrays = (self.out, *self.values)
         keep = [x.__class__ is not _ndarray or any(r[min(i, len(r) - 1)] for r in reads) for i, x in enumerate(arrays)]
         shapes = [x if kept else _Shape(x.shape, x.dtype, x.ndim, x.size) for x, kept in zip(arrays, keep, strict=True)]
@@ -104,13 +104,13 @@ class _Row:
         self.define(vjps)
 
     def define(self, vjps=(), expression=None):
+        # For each VJP, whether it reads the result and the arguments: where no underscore is in front of the name.
+        rules = [[*inspect.signature(vjp).parameters.values()] if vjp else [] for vjp in vjps]
+        self.reads = [tuple([p.name[0] != "_" for p in vjp if p.kind < p.KEYWORD_ONLY])[1:] or (True,) for vjp in rules]
         self.vjps: Sequence[Callable | None] = vjps if any(vjps) else ()
         self.expression: Callable | None = expression
         self.compute: Callable = self.function
         self.arity, self.ways = len(vjps) if all(vjps) and not expression else -1, set()
-        # For each VJP, whether it reads the result and the arguments: where no underscore is in front of the name.
-        parameters = [[*inspect.signature(vjp).parameters.values()] if vjp else [] for vjp in vjps]
-        self.reads = [[p.name[0] != "_" for p in vjp if p.kind < p.KEYWORD_ONLY][1:] or [True] for vjp in parameters]
 
     def arrange(self, args, options):
         """A call as the rules take it: by position as far as can be, and without options that say NumPy's default.
@@ -124,7 +124,8 @@ class _Row:
             with contextlib.suppress(ValueError):  # of functions in C that do not tell their parameters
                 bound = inspect.signature(self.function).bind(*args, **options)
                 said = [(name, x, bound.signature.parameters[name].default) for name, x in bound.arguments.items()]
-                call = {name: x for name, x, default in said if x is not default and (type(x), x) != (str, default)}
+                own = inspect.isfunction(self.function)  # not NumPy's: its rule knows all of its parameters
+                call = {n: x for n, x, default in said if own or (x is not default and (type(x), x) != (str, default))}
                 named = {*options} & {*call} & {*[*known.parameters][len(before) + arrays :]}
                 bound.arguments = {name: x for name, x in call.items() if name not in named}
                 args, options = bound.args, bound.kwargs | {name: call[name] for name in named}
@@ -134,7 +135,7 @@ class _Row:
                 extra = {*[*call][arrays:], *options} - {*[*known.parameters][len(before) :], "kwargs"}
                 what = f"takes no {' and no '.join(sorted(extra))}: leave it out" if extra else f"failed: {error}"
                 raise TypeError(f"{_name(self.function)} of a Tensor that requires gradients {what}") from None
-            self.ways |= {way} & {(len(args), *options)}
+            self.ways |= {way} & {(len(args), *options)}  # if all stayed as it was
         return args, options
 
     def refuse(self, nodes):
@@ -237,7 +238,7 @@ _quick = {np.ndarray, np.float64, np.float32, int}
 def _map(function, tree):
     """The function of every leaf of nested tuples, lists and dicts, in the same structure."""
     if isinstance(tree, dict):
-        return type(tree)({key: _map(function, item) for key, item in tree.items()})
+        return tree | {key: _map(function, item) for key, item in tree.items()}  # an OrderedDict and the like stays one
     if isinstance(tree, (tuple, list)):
         items = [_map(function, item) for item in tree]
         return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
@@ -267,7 +268,7 @@ def _check_local(function, *trees):
     _check(here, f"{_name(function)} would need the elements of an array of another library on this machine", TypeError)
 
 
-_warnings_lock = threading.RLock()  # their filters are common to all threads
+_lock = threading.RLock()  # for what threads have in common: the filters of warnings, the table, the leaves
 
 
 def _compute(function, compute, values, options, foreign=False):
@@ -275,7 +276,7 @@ def _compute(function, compute, values, options, foreign=False):
     try:
         if not foreign:
             return compute(*values, **options)
-        with _warnings_lock, warnings.catch_warnings(action="error", category=FutureWarning):
+        with _lock, warnings.catch_warnings(action="error", category=FutureWarning):
             return compute(*values, **options)
     except FutureWarning as warning:  # of another library, before it gives all it has to NumPy
         raise TypeError(f"{_name(function)} would fetch whole arrays to this machine: {warning}") from None
@@ -287,7 +288,8 @@ def _compute(function, compute, values, options, foreign=False):
 def _apply(function, *args, **options):
     """Call a function of the table on the values of its arguments, and record the call if one requires gradients.
 
-    Every operation passes through here, but for the operators of two operands, which ``_operator`` specialises.
+    Every operation passes through here, but for the operators of two operands (``_operator``) and what joins any number
+    of arrays (``_variadic``).
     """
     row = _table.get(function)
     if row is None:
@@ -305,7 +307,7 @@ def _apply_with_care(row, args, options):
     tensors = [x for x in leaves if isinstance(x, Tensor)]
     recorded = _thread.recording and any(t._node for t in tensors) and (row.vjps or row.expression)
     foreign = any(_is_foreign(_unwrapped(x)) for x in leaves)
-    if recorded:
+    if recorded or (foreign and row.expression):
         args, options = row.arrange(args, options)
     if row.expression and (recorded or foreign):
         return row.expression(*args, **options)
@@ -314,7 +316,7 @@ def _apply_with_care(row, args, options):
         if len(tensors) > sum([isinstance(x, Tensor) for x in args]):
             raise TypeError(f"{_name(function)} takes Tensors by position, not by keyword or in a list")
     values, options = _map(_unwrapped, (args, options))
-    out = _compute(function, row.compute if recorded else function, values, options, foreign)
+    out = _compute(function, row.compute, values, options, foreign)
     if not recorded:
         return _map(lambda x: _wrap(_as_value(x), None) if hasattr(x, "dtype") else x, out)
     values = [_as_array(x) if isinstance(arg, Tensor) else x for x, arg in zip(values, args, strict=True)]
@@ -365,7 +367,7 @@ def _method(function) -> Callable[..., Tensor]:
     def method(self, *args, **options):
         return _apply(function, self, *args, **options)
 
-    method.__name__ = function.__name__
+    method.__name__ = function.__name__.lstrip("_")
     method.__doc__ = f"``{_name(function)}`` of this Tensor, with the arguments that it takes after the array."
     return method
 
@@ -381,7 +383,7 @@ def _sigmoid(x):
     return np.where(np.less(x, 0), small, 1) / (1 + small)
 
 
-def _convert(x, dtype):
+def _astype(x, dtype):
     return _as_array(x).astype(dtype)
 
 
@@ -445,9 +447,7 @@ class Tensor:
         """Whether ``backward`` from here reaches a leaf. May be switched on leaves; while off, ``.grad`` is None."""
         _check(self._node is None or self._node.row is None, "requires_grad of a result cannot be set: .detach() it")
         if required:
-            what = (
-                f"{self.dtype} data cannot require gradients: make them floats, with 3.0, .astype(float) or dtype=float"
-            )
+            what = f"{self.dtype} data cannot require gradients: give floats, with 3.0, .astype(float) or dtype=float"
             _check(self.dtype.kind == "f", what, TypeError)
             self._leaf = getattr(self, "_leaf", None) or _Node(None, (), (None,), None)
         self._node = self._leaf if required else None
@@ -511,7 +511,7 @@ class Tensor:
             else:
                 raise ValueError(f"backward() of shape {value.shape} needs a gradient: .sum() it first, or give one")
             gradients = _backward({self._node: gradient}, create_graph)
-            with _leaves_lock:  # only now, so that an error on the way leaves every gradient as it was
+            with _lock:  # only now, so that an error on the way leaves every gradient as it was
                 for leaf, g in gradients.items():
                     leaf.grad = +g if leaf.grad is None else leaf.grad + g  # + makes a copy of its own
 
@@ -604,7 +604,7 @@ class Tensor:
     exp, log, sqrt, sin, cos, tan, tanh = map(_method, (np.exp, np.log, np.sqrt, np.sin, np.cos, np.tan, np.tanh))
     cumsum, cumprod, diagonal, trace, dot = map(_method, (np.cumsum, np.cumprod, np.diagonal, np.trace, np.dot))
     ravel, squeeze, swapaxes, copy, round = map(_method, (np.ravel, np.squeeze, np.swapaxes, np.copy, np.round))
-    abs, relu, sigmoid, astype = map(_method, (np.absolute, _relu, _sigmoid, _convert))
+    abs, relu, sigmoid, astype = map(_method, (np.absolute, _relu, _sigmoid, _astype))
 
     def clip(self, min: Any = None, max: Any = None) -> Tensor:
         """The values limited to [min, max]; None is no limit."""
@@ -663,8 +663,9 @@ def defvjp(function: Callable, *vjps: Callable | None) -> Callable:
 def _variadic(function, compute, vjp, arrays, **options):
     """Call a function of any number of arrays, of which array i has ``vjp(i, g, out, *arrays, **options)``."""
     arrays, row = _tensors(*arrays), _table[function]
-    if len(row.vjps) < len(arrays):
-        row.define([functools.partial(vjp, i) for i in range(2 * len(arrays))], row.expression)
+    with _lock:
+        if len(row.vjps) < len(arrays):
+            row.define([functools.partial(vjp, i) for i in range(2 * len(arrays))], row.expression)
     values = [_as_array(array._value) for array in arrays]
     return _record(row, arrays, values, _compute(function, compute, values, options), options)
 
@@ -744,7 +745,7 @@ def _to_kind(g, x):
     return g.rechunk(x.chunks) if getattr(g, "chunks", None) != getattr(x, "chunks", None) else g
 
 
-_basic = (int, np.integer, slice, type(None), type(...))  # an index of these alone names no element twice
+_basic = (int, np.integer, slice, type(None), type(...))  # but not bool: an index of these names no element twice
 
 
 def _add_at(values, index, like):
@@ -784,8 +785,8 @@ def _contract_vjp(i, g, _out, *arrays, terms, optimize):
             target = target[:axis] + spare[axis] + target[axis + 1 :]
     alone = tuple([axis for axis, letter in enumerate(target) if letter not in "".join(rest)])
     shared = "".join([letter for letter in target if letter in "".join(rest)])
-    g = np.einsum(",".join(rest) + "->" + shared, *operands, optimize=optimize)
-    return np.expand_dims(g, alone) + np.zeros_like(arrays[i]) if alone else g
+    g = np.expand_dims(np.einsum(",".join(rest) + "->" + shared, *operands, optimize=bool(optimize)), alone)
+    return g if g.shape == arrays[i].shape else g + np.zeros_like(arrays[i])
 
 
 # fmt: off
@@ -794,7 +795,7 @@ sigmoid = defvjp(_sigmoid, lambda g, out, _x: g * (out * (1 - out)))
 _alike = defvjp(_to_kind,  lambda g, _, _g, _x: g)
 _scatter = defvjp(_add_at, lambda g, _, _values, index, like: g[index])
 defvjp(op.getitem,   lambda g, _, _x, index: _scatter(g, index, _unwrapped(_x)))
-defvjp(_convert,           lambda g, _, _x, _dtype: g)
+defvjp(_astype,           lambda g, _, _x, _dtype: g)
 
 defvjp(np.add,         lambda g, _, _x, _y: g,                       lambda g, _, _x, _y: g)
 defvjp(np.subtract,    lambda g, _, _x, _y: g,                       lambda g, _, _x, _y: -g)
@@ -852,6 +853,7 @@ _solve = defvjp(functools.partial(np.linalg.solve), lambda g, out, a, _b: -(np.l
 
 # Python's own operators are many times faster on NumPy scalars.
 _table[np.negative].compute, _table[np.positive].compute, _table[np.absolute].compute = op.neg, op.pos, abs
+_table[op.getitem].compute = lambda x, index: _as_array(x)[index]
 # fmt: on
 
 # What follows says NumPy's functions in others of the table, with NumPy's names for the parameters.
@@ -900,7 +902,7 @@ def _average(a, axis=None, weights=None, *, keepdims=False):
     a, weights = _tensors(a, weights)
     over = tuple([a.shape[i] for i in _axes(a, axis)])
     _check(weights.shape in (a.shape, over), f"np.average of {a.shape} takes weights of {over}, not {weights.shape}")
-    weights = weights.astype(np.result_type(a, weights))
+    weights = weights.astype(np.result_type(weights, a if a.dtype.kind == "f" else np.float64))
     weights = _merged(weights, axis) if weights.shape == a.shape else np.ravel(weights)
     return ((_merged(a, axis) * weights).sum(-1) / weights.sum(-1)).reshape(_kept(a, axis, keepdims))
 
@@ -928,13 +930,12 @@ def _diff(a, n=1, axis=-1):
 
 
 def _norm(x, ord=None, axis=None, keepdims=False):
-    axes, size, keep = _axes(x, axis), np.abs(x), {"keepdims": keepdims}
+    axes, keep = _axes(x, axis), {"keepdims": keepdims}
     if (ord is None and (axis is None or len(axes) < 3)) or (ord == "fro" and len(axes) == 2):
         return _root(np.sum(x * x, axis, **keep))
     known = {1: isinstance(ord, (int, float, np.number)), 2: ord in (1, -1, math.inf, -math.inf)}.get(len(axes))
     _check(known, f"np.linalg.norm with ord={ord!r} over {len(axes)} axes has no derivative rule", TypeError)
-    if len(axes) == 2:
-        size = size.sum(axes[abs(ord) != 1], keepdims=True)  # along the columns, or along the rows
+    size = np.abs(x) if len(axes) == 1 else np.abs(x).sum(axes[abs(ord) != 1], keepdims=True)  # of columns, or of rows
     if len(axes) == 2 or abs(ord) == math.inf:
         return (np.max if ord > 0 else np.min)(size, axes, **keep)
     powers = np.where(size == 0, math.inf if ord < 0 else 0, _nonzero(size) ** float(ord))
@@ -1046,9 +1047,6 @@ for names, expression in (*_expressions.items(), (_constants, None)):
 # its turn comes. The running gradients live in a dict of this one call and leave it as soon as they have been used.
 
 
-_leaves_lock = threading.Lock()  # two threads may come to the same leaf
-
-
 def _backward(gradients, create_graph, stop=1):
     """The gradients of the leaves, as a dict from nodes, that come from those of some results, a dict from nodes too.
 
@@ -1142,7 +1140,7 @@ class _Call:
         create_graph = self.is_open or any(isinstance(g, Tensor) for g in start.values())
         found = _backward({**start}, create_graph, self.stop)
         self.is_open = self.is_open or (self.recording and bool(found.keys() - self.nodes))
-        if self.is_open and not create_graph:
+        if self.is_open and not create_graph:  # only the way back told: once more, and recorded
             found = _backward(start, True, self.stop)
         return [found[node] if node in found else np.zeros_like(node.out) for node in self.nodes]
 
@@ -1220,6 +1218,7 @@ def jacobian(f: Callable, argnums: int | tuple[int, ...] = 0) -> Callable:
         call = _Call(f, argnums, args, options)
 
         def rows(out):
+            # A row for each entry of the result, and one of zeros, taken off again, for results that have none.
             ones = np.eye(out.size, dtype=out.dtype).reshape(out.size, *out.shape)
             found = [call.gradients([out], [one]) for one in ones]
             each = [[*[row[i] for row in found], np.zeros_like(v.out)] for i, v in enumerate(call.nodes)]
@@ -1250,7 +1249,7 @@ def jvp(f: Callable, args: tuple, tangents: tuple) -> tuple[Any, Any]:
     (array(6.), array(23.))
     """
     structure, other = [str(_map(lambda x: _as_tensor(x).shape, (*trees,))) for trees in (args, tangents)]
-    _check(structure == other, f"jvp() takes tangents with the structure and shapes of the arguments: {structure}")
+    _check(structure == other, f"jvp() takes tangents with the structure of the arguments, {structure}, not {other}")
     call, tangents = _Call(f, range(len(args)), args, {}), tuple(map(_as_tensor, _leaves(tangents)))
     outs = _leaves(call.out)
 
