@@ -123,9 +123,9 @@ class _Row:
             known, arrays = inspect.signature(rule), 0 if self.expression else len(self.vjps)
             with contextlib.suppress(ValueError):  # of functions in C that do not tell their parameters
                 bound = inspect.signature(self.function).bind(*args, **options)
-                said = [(name, x, bound.signature.parameters[name].default) for name, x in bound.arguments.items()]
-                own = inspect.isfunction(self.function)  # not NumPy's: its rule knows all of its parameters
-                call = {n: x for n, x, default in said if own or (x is not default and (type(x), x) != (str, default))}
+                had = [(name, x, bound.signature.parameters[name].default) for name, x in bound.arguments.items()]
+                own = math.inf if inspect.isfunction(self.function) else arrays  # of a function not NumPy's, all stay
+                call = {n: x for i, (n, x, d) in enumerate(had) if i < own or (x is not d and (type(x), x) != (str, d))}
                 named = {*options} & {*call} & {*[*known.parameters][len(before) + arrays :]}
                 bound.arguments = {name: x for name, x in call.items() if name not in named}
                 args, options = bound.args, bound.kwargs | {name: call[name] for name in named}
