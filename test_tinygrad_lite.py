@@ -1294,6 +1294,20 @@ def test_power_with_base_and_exponent_requiring_gradients_at_base_zero():
     np.testing.assert_allclose(p.grad, [0.0, 0.0, 8 * math.log(2)])
 
 
+def test_mixed_derivatives_of_powers_at_exponent_zero():
+    found = hessian(lambda z: z[0] ** z[1])(np.array([2.0, 0.0]))
+    np.testing.assert_allclose(found, [[0.0, 0.5], [0.5, math.log(2) ** 2]])
+    by_y, by_x = (lambda f: grad(lambda y: f(2.0, y))), (lambda f: lambda x, y: grad(lambda x: f(x, y))(x))
+    assert by_y(by_x(by_x(operator.pow)))(1.0) == 0.5
+    assert by_y(by_x(by_x(operator.pow)))(0.0) == -0.25
+
+
+def test_second_derivatives_of_norms_where_a_component_is_zero():
+    x = np.array([3.0, 0.0, 4.0])
+    for f in (np.linalg.norm, lambda x: np.linalg.norm(x, 2), lambda x: np.linalg.norm(x[None], 2.0, axis=1)[0]):
+        np.testing.assert_allclose(hessian(f)(x), np.eye(3) / 5 - np.outer(x, x) / 125, atol=1e-15)
+
+
 def test_clip_passes_gradients_to_bounds_that_are_tensors():
     x, low, high = leaf([-2.0, 0.5, 3.0]), leaf(-1.0), leaf([1.0, 1.0, 1.0])
     out = x.clip(low, high)

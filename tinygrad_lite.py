@@ -712,8 +712,8 @@ def _won(g, lost, tied):
 
 
 def _power_less(x, y):
-    """x**(y - 1), but x**0 where y is 0: so that y * x**(y - 1), the derivative of x**y, is 0 there at x = 0 too."""
-    less = y - (y != 0) if isinstance(y, (int, float)) else np.where(y == 0, 0, y - 1)
+    """x**(y - 1), but x**0 where x and y are 0: so that y * x**(y - 1), the derivative of x**y, is 0 there too."""
+    less = y - (y != 0) if isinstance(y, (int, float)) else np.where((x == 0) & (y == 0), 0, y - 1)
     return np.power(x, less) if x.__class__ is float else x**less
 
 
@@ -931,7 +931,7 @@ def _diff(a, n=1, axis=-1):
 
 def _norm(x, ord=None, axis=None, keepdims=False):
     axes, keep = _axes(x, axis), {"keepdims": keepdims}
-    if (ord is None and (axis is None or len(axes) < 3)) or (ord == "fro" and len(axes) == 2):
+    if (ord is None and (axis is None or len(axes) < 3)) or (len(axes), ord) in ((1, 2), (2, "fro")):
         return _root(np.sum(x * x, axis, **keep))
     known = {1: isinstance(ord, (int, float, np.number)), 2: ord in (1, -1, math.inf, -math.inf)}.get(len(axes))
     _check(known, f"np.linalg.norm with ord={ord!r} over {len(axes)} axes has no derivative rule", TypeError)
