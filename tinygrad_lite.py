@@ -1054,12 +1054,10 @@ def _backward(gradients, create_graph, stop=1):
     """
     if create_graph:
         gradients = {node: g if isinstance(g, Tensor) else _wrap(g, None) for node, g in gradients.items()}
-    heap = sorted([(node.order, node) for node in gradients])
+    heap = sorted([(node.order, node) for node in gradients if node.row is not None])
     while heap and heap[0][0] < stop:
         _, node = heappop(heap)
         row, out, values, options = node.row, node.out, node.values, node.options
-        if row is None:
-            continue
         g = gradients.pop(node)
         if create_graph:  # the saved values, linked to their places in the graph
             out = _wrap(out, node)
@@ -1074,7 +1072,8 @@ def _backward(gradients, create_graph, stop=1):
                 gradients[parent] = gradients[parent] + part
             else:
                 gradients[parent] = part
-                heappush(heap, (parent.order, parent))
+                if parent.row is not None:  # a leaf keeps its gradient
+                    heappush(heap, (parent.order, parent))
     return gradients
 
 
