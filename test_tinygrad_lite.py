@@ -1964,6 +1964,18 @@ def test_a_plain_function_with_a_rule_goes_through_grad_and_keywords():
     assert grad(scaled)(1.0) == 2
 
 
+def test_errors_of_a_function_of_the_users_own_stay_what_they_are():
+    class OwnError(ValueError):
+        def __init__(self, number: int, text: str):
+            super().__init__(f"{text} {number}")
+
+    def fails(x: Any) -> Any:
+        raise OwnError(3, "no")
+
+    with pytest.raises(OwnError, match="no 3"):
+        defvjp(fails, lambda g, out, x: g)(leaf(1.0))
+
+
 @pytest.mark.parametrize("size", [3, 20_000])
 def test_rules_may_take_all_arguments_in_one(size):
     double = defvjp(lambda x: x * 2.0, lambda *args: args[0] * 2)

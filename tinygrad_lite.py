@@ -281,6 +281,8 @@ def _compute(function, compute, values, options, foreign=False):
     except FutureWarning as warning:  # of another library, before it gives all it has to NumPy
         raise TypeError(f"{_name(function)} would fetch whole arrays to this machine: {warning}") from None
     except ValueError as error:
+        if type(error).__module__.split(".")[0] not in ("builtins", "numpy"):
+            raise  # one of the user's own, from a function with a rule
         shapes = " and ".join([str(value.shape) for value in values if hasattr(value, "shape")])
         raise type(error)(f"{_name(function)} of shapes {shapes}: {str(error).strip()}") from None
 
@@ -487,7 +489,8 @@ class Tensor:
         ----------
         gradient : an array of this Tensor's shape, the gradient of some number with respect to this Tensor; by
             default 1, for a Tensor of one element.
-        create_graph : record the computation of the gradients too; ``.grad`` becomes a Tensor to differentiate again.
+        create_graph : record the computation of the gradients too; ``.grad`` becomes a Tensor to differentiate again,
+            and keeps its leaf alive with it, in a cycle that ends with ``grad = None``.
 
         Raises
         ------
@@ -633,8 +636,9 @@ def defvjp(function: Callable, *vjps: Callable | None) -> Callable:
     function : a NumPy function, any ufunc, or a plain Python function of arrays.
     vjps : for each positional argument ``vjp(g, out, *arguments, **options)``, or None where there is no derivative.
         ``g`` and ``out``, the result, have the same shape; the VJP may return the shape that broadcasting gave its
-        argument. Where the name of a parameter begins with an underscore, the VJP reads no more of it than shape, ndim
-        and dtype, which saves memory. None alone says that the result is a constant.
+        argument. All take the same options, with the function's defaults. Where the name of a parameter begins with an
+        underscore, the VJP reads no more of it than shape, ndim, size and dtype, which saves memory. None alone says
+        that the result is a constant. Graphs that were recorded before a rule is replaced may need the old one.
 
     Returns
     -------
