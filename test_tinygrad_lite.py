@@ -1321,6 +1321,16 @@ def test_clip_passes_gradients_to_bounds_that_are_tensors():
     assert crossed.grad == 0.0
 
 
+def test_logarithms_that_np_where_does_not_take_and_singular_matrices_are_as_the_readme_says():
+    x = np.array([0.0, 1.0])
+    with np.errstate(all="ignore"):
+        np.testing.assert_array_equal(grad(lambda t: np.where(t > 0, np.log(t), 0).sum())(x), [np.nan, 1.0])
+    inner = grad(lambda t: np.where(t > 0, np.log(np.where(t > 0, t, 1)), 0).sum())
+    np.testing.assert_array_equal(inner(x), [0.0, 1.0])
+    with pytest.raises(np.linalg.LinAlgError, match="Singular"):
+        grad(np.linalg.det)(np.ones((2, 2)))
+
+
 def test_masked_gradients_stop_infinities():
     x = leaf([0.0, 1.0])
     with np.errstate(divide="ignore"):
@@ -2543,6 +2553,16 @@ def test_where_dask_would_fetch_everything_the_error_names_the_function_and_says
 def test_dask_arrays_are_not_fetched_to_work_on_a_numpy_tensor(f, requires_grad):
     with nothing_is_fetched(), pytest.raises(TypeError, match=r"on this machine|would fetch"):
         f(Tensor(np.ones((2, 2)), requires_grad), da.ones((2, 2)))
+
+
+@pytest.mark.parametrize("function", [np.fabs, np.square, np.reciprocal, np.fmax, np.deg2rad, np.var, np.ptp, np.copy])
+def test_integers_of_dask_without_gradients_are_treated_as_by_numpy(function):
+    x = np.arange(-6, 6).reshape(3, 4)
+    x[x == 0] = 9
+    arrays = (x, -x) if function is np.fmax else (x,)
+    with nothing_is_fetched():
+        out = function(*[Tensor(da.from_array(a, 2)) for a in arrays])
+    check_close([out], [function(*arrays)])
 
 
 def test_shapes_that_dask_does_not_know_are_errors_and_not_nan():

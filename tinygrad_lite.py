@@ -83,8 +83,8 @@ class _Node:
         reads = {read for read, parent in zip(self.row.reads, self.parents, strict=False) if parent is not None}
         arrays = (self.out, *self.values)
         keep = [x.__class__ is not _ndarray or any(r[min(i, len(r) - 1)] for r in reads) for i, x in enumerate(arrays)]
-        shapes = [x if kept else _Shape(x.shape, x.dtype, x.ndim, x.size) for x, kept in zip(arrays, keep, strict=True)]
-        self.out, *self.values = shapes
+        left = [x if kept else _Shape(x.shape, x.dtype, x.ndim, x.size) for x, kept in zip(arrays, keep, strict=True)]
+        self.out, *self.values = left
 
 
 class _Row:
@@ -311,7 +311,7 @@ def _apply_with_care(row, args, options):
     foreign = any(_is_foreign(_unwrapped(x)) for x in leaves)
     if recorded or (foreign and row.expression):
         args, options = row.arrange(args, options)
-    if row.expression and (recorded or foreign):
+    if row.expression and (recorded or (foreign and not isinstance(function, np.ufunc))):  # ufuncs every library has
         return row.expression(*args, **options)
     if recorded:
         row.refuse([x._node if isinstance(x, Tensor) else None for x in args])
@@ -798,8 +798,8 @@ relu = defvjp(_relu,       lambda g, out, _x: np.where(out <= 0, 0, g))
 sigmoid = defvjp(_sigmoid, lambda g, out, _x: g * (out * (1 - out)))
 _alike = defvjp(_to_kind,  lambda g, _, _g, _x: g)
 _scatter = defvjp(_add_at, lambda g, _, _values, index, like: g[index])
-defvjp(op.getitem,   lambda g, _, _x, index: _scatter(g, index, _unwrapped(_x)))
-defvjp(_astype,           lambda g, _, _x, _dtype: g)
+defvjp(op.getitem,         lambda g, _, _x, index: _scatter(g, index, _unwrapped(_x)))
+defvjp(_astype,            lambda g, _, _x, _dtype: g)
 
 defvjp(np.add,         lambda g, _, _x, _y: g,                       lambda g, _, _x, _y: g)
 defvjp(np.subtract,    lambda g, _, _x, _y: g,                       lambda g, _, _x, _y: -g)
@@ -864,6 +864,7 @@ _table[op.getitem].compute = lambda x, index: _as_array(x)[index]
 
 
 def _tensors(*arrays):
+    """Arrays as Tensors; a Python number among them is an array too, as for NumPy's functions that are no ufuncs."""
     return [array if isinstance(array, Tensor) else Tensor(array) for array in arrays]
 
 
@@ -1057,7 +1058,7 @@ def _backward(gradients, create_graph, stop=1):
     With ``stop``, the order of a node: its gradient, and of older nodes no more than came before its own was complete.
     """
     if create_graph:
-        gradients = {node: g if isinstance(g, Tensor) else _wrap(g, None) for node, g in gradients.items()}
+        gradients = {node: _as_tensor(g) for node, g in gradients.items()}
     heap = sorted([(node.order, node) for node in gradients if node.row is not None])
     while heap and heap[0][0] < stop:
         _, node = heappop(heap)
