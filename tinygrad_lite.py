@@ -23,23 +23,29 @@ in ordinary NumPy.
 
 from __future__ import annotations
 
+import ast
 import collections
 import contextlib
+import fractions
 import functools
 import inspect
 import itertools
+import keyword
+import linecache
 import math
 import operator as op
+import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from heapq import heappop, heappush
 from typing import Any
 
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_tuple
 
-__all__ = ["SGD", "Tensor", "defvjp", "grad", "gradcheck", "hessian", "jacobian", "jvp"]
+__all__ = ["SGD", "Tensor", "defvjp", "grad", "gradcheck", "hessian", "jacobian", "jit", "jvp"]
 __all__ += ["no_grad", "relu", "sigmoid", "value_and_grad"]
 __version__ = "0.1.0"
 
@@ -59,6 +65,16 @@ _Shape = collections.namedtuple("_Shape", "shape dtype ndim size")  # kept of an
 def _check(ok, message, error=ValueError):
     if not ok:
         raise error(message)
+
+
+class _UntraceableError(TypeError):
+    """Of what ``jit`` cannot follow, as it depends on values that each call brings anew."""
+
+
+def _check_untraced(what):
+    """Refuse what would happen while ``jit`` traces, and in no later call."""
+    if _traces and _thread.trace:
+        raise _UntraceableError(f"{what} would happen only once under jit(): do it outside")
 
 
 class _Node:
@@ -150,9 +166,17 @@ _table: dict[Callable, _Row] = {}
 
 class _Thread(threading.local):
     recording = True
+    trace: _Trace | None = None  # of a function under jit
 
 
 _thread = _Thread()
+_traces: list[_Trace] = []  # of all threads
+
+
+def _read(x):
+    """x, but under ``jit`` for a Tensor from outside what stands for its value at the time of a call."""
+    trace = _thread.trace
+    return x if trace is None or not isinstance(x, Tensor) or isinstance(x._value, _Traced) else trace.captured(x)
 
 
 @contextlib.contextmanager
@@ -212,7 +236,7 @@ def _as_array(value):
 
 def _as_tensor(x):
     """A Tensor as it is, anything else as one: a Python float without a dtype yet."""
-    return x if isinstance(x, Tensor) else _wrap(x if x.__class__ is float else _as_value(x), None)
+    return _read(x if isinstance(x, Tensor) else _wrap(x if x.__class__ is float else _as_value(x), None))
 
 
 def _as_operand(data):
@@ -235,31 +259,40 @@ _python = {bool, int, float}
 _quick = {np.ndarray, np.float64, np.float32, int}
 
 
+def _items(tree):
+    """The keys and items of a tuple, list or dict."""
+    return tree.items() if isinstance(tree, dict) else enumerate(tree)
+
+
+def _rebuilt(tree, items):
+    """A tuple, list or dict like this one, with these items."""
+    if isinstance(tree, dict):
+        return tree | dict(zip(tree, items, strict=True))  # an OrderedDict and the like stays one
+    return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
+
+
 def _map(function, tree):
     """The function of every leaf of nested tuples, lists and dicts, in the same structure."""
-    if isinstance(tree, dict):
-        return tree | {key: _map(function, item) for key, item in tree.items()}  # an OrderedDict and the like stays one
-    if isinstance(tree, (tuple, list)):
-        items = [_map(function, item) for item in tree]
-        return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
-    return function(tree)
+    if not isinstance(tree, (tuple, list, dict)):
+        return function(tree)
+    return _rebuilt(tree, [_map(function, item) for _, item in _items(tree)])
 
 
 def _leaves(tree):
     """The leaves of nested tuples, lists and dicts, in a list."""
     if not isinstance(tree, (tuple, list, dict)):
         return [tree]
-    return [leaf for item in (tree.values() if isinstance(tree, dict) else tree) for leaf in _leaves(item)]
+    return [leaf for _, item in _items(tree) for leaf in _leaves(item)]
 
 
 def _unwrapped(x):
     """The value of a Tensor, and of a pandas object; other things as they are."""
-    return x._value if isinstance(x, Tensor) else _as_value(x) if hasattr(x, "to_numpy") else x
+    return _read(x)._value if isinstance(x, Tensor) else _as_value(x) if hasattr(x, "to_numpy") else x
 
 
 def _is_foreign(x):
     """Whether x is an array of another library, lazy perhaps or on other machines."""
-    return hasattr(x, "__array_function__") and not isinstance(x, (np.ndarray, Tensor))
+    return hasattr(x, "__array_function__") and not isinstance(x, (np.ndarray, Tensor, _Traced))
 
 
 def _check_local(function, *trees):
@@ -293,6 +326,8 @@ def _apply(function, *args, **options):
     Every operation passes through here, but for the operators of two operands (``_operator``) and what joins any number
     of arrays (``_variadic``).
     """
+    if _traces:
+        args, options = _map(_read, (args, options))
     row = _table.get(function)
     if row is None:
         name = _name(function)
@@ -344,6 +379,8 @@ def _operator(function, compute) -> tuple[Callable[[Any, Any], Tensor], Callable
     row = _table.setdefault(function, _Row(function))
 
     def forward(x, y):
+        if _traces:
+            x, y = _read(x), _read(y)
         of_x, x = (x._node, x._value) if isinstance(x, Tensor) else (None, _as_operand(x))
         of_y, y = (y._node, y._value) if isinstance(y, Tensor) else (None, _as_operand(y))
         if x is NotImplemented or y is NotImplemented:
@@ -432,12 +469,14 @@ class Tensor:
         Writing into it, or into any array that an operation read, before ``backward`` spoils the gradients, and nothing
         notices.
         """
+        _check_untraced("reading .data")
         if isinstance(self._value, np.generic):
             self._value = np.asarray(self._value)
         return self._value if self._value.__class__ is not float else np.asarray(self._value)
 
     @data.setter
     def data(self, data: Any) -> None:
+        _check_untraced("setting .data")
         value, shape = _as_value(data), self.shape
         _check(value.shape == shape, f".data of shape {shape} cannot become shape {value.shape}: make a new Tensor")
         self._value = value.astype(self.dtype, casting="same_kind", copy=False)
@@ -460,6 +499,7 @@ class Tensor:
 
         The array is the Tensor's own. After ``backward(create_graph=True)`` it is a Tensor. May be set, to None say.
         """
+        _check_untraced("reading .grad")
         node = self._node
         if node is not None and isinstance(node.grad, np.generic):
             node.grad = np.asarray(node.grad)
@@ -467,6 +507,7 @@ class Tensor:
 
     @grad.setter
     def grad(self, gradient: Any) -> None:
+        _check_untraced("setting .grad")
         leaf = getattr(self, "_leaf", None)
         if gradient is not None:
             _check(self._node and self._node is leaf, ".grad can be set on leaves that require gradients only")
@@ -501,6 +542,7 @@ class Tensor:
         >>> x.grad
         array([  3., 120.])
         """
+        _check_untraced("backward() (for which there are grad() and value_and_grad())")
         value = _as_array(self._value)
         if self._node is None:
             raise ValueError("backward() on a Tensor that requires no gradient: make a leaf with requires_grad=True")
@@ -520,16 +562,17 @@ class Tensor:
 
     def detach(self) -> Tensor:
         """A Tensor of the same data, without copying, that requires no gradient."""
-        return _wrap(self._value if self._value.__class__ is float else self.data, None)
+        value = _unwrapped(self)
+        return _wrap(value if isinstance(value, (float, _Traced)) else self.data, None)
 
     def item(self) -> Any:
         """The one element, as a Python number; ValueError if there are more."""
-        return np.asarray(self._value).item()
+        return np.asarray(_unwrapped(self)).item()
 
     # Python's and NumPy's protocols. What would lose a gradient without a word is an error that says what to do.
 
     def __len__(self) -> int:
-        return len(self.data)
+        return len(self._value if _traces else self.data)
 
     def __iter__(self) -> Iterator[Tensor]:
         return (self[i] for i in range(len(self)))
@@ -542,7 +585,7 @@ class Tensor:
         raise TypeError("a Tensor cannot be written to: make a new one with np.where, np.concatenate or np.stack")
 
     def __bool__(self) -> bool:
-        return bool(self._value)
+        return bool(_unwrapped(self))
 
     def __float__(self) -> float:
         return float(self._constant("a Python number"))
@@ -551,7 +594,7 @@ class Tensor:
         return int(self._constant("a Python number"))
 
     def __index__(self) -> int:
-        return op.index(self._value)
+        return op.index(_unwrapped(self))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         value = self._constant("a NumPy array")
@@ -560,10 +603,11 @@ class Tensor:
     def _constant(
         self, what, advice="np.stack([...]) for np.array([...]), X @ t for X.dot(t), Tensor(df) @ t for df @ t,"
     ):
-        if self._node is not None:
+        value = _unwrapped(self)
+        if self._node is not None and not isinstance(value, _Traced):
             what = f"a Tensor that requires gradients would lose them as {what}"
             raise TypeError(f"{what}: write {advice} np. functions for math's, .item() or .detach() without gradients")
-        return self._value
+        return value
 
     def __array_ufunc__(self, ufunc, method, *inputs, **options):
         if method != "__call__" or options:
@@ -749,14 +793,21 @@ def _to_kind(g, x):
     return g.rechunk(x.chunks) if getattr(g, "chunks", None) != getattr(x, "chunks", None) else g
 
 
-_basic = (int, np.integer, slice, type(None), type(...))  # but not bool: an index of these names no element twice
+def _is_basic(index):
+    """Whether an index names no element twice."""
+    items = index if isinstance(index, tuple) else (index,)
+    return all(isinstance(i, (int, np.integer, slice, type(None), type(...))) and type(i) is not bool for i in items)
 
 
 def _add_at(values, index, like):
     """Zeros of the shape and kind of ``like``, with the values added at an index: what repeats in the index adds up."""
-    out = np.zeros_like(like if _is_foreign(like) else values, values.dtype, shape=like.shape)
     items = index if isinstance(index, tuple) else (index,)
-    if not all(isinstance(i, _basic) and i.__class__ is not bool for i in items):
+    if all(i is None or i is ... or (type(i) is slice and i == slice(None)) for i in items):
+        return values.reshape(like.shape)
+    if traced := [x for x in (values, *items) if isinstance(x, _Traced)]:
+        return traced[0].trace.call(_add_at, (values, index, like), {})
+    out = np.zeros_like(like if _is_foreign(like) else values, values.dtype, shape=like.shape)
+    if not _is_basic(index):
         np.add.at(out, index, values)
     elif values.size:  # into slices, which every library can write to
         part = [slice(int(i), int(i) + 1 or None) if hasattr(i, "__index__") else i for i in items if i is not None]
@@ -921,8 +972,9 @@ def _median(a, axis=None, *, keepdims=False):
 
 def _take(a, indices, axis=None):
     _check_local(np.take, indices)
-    a, index = np.ravel(a) if axis is None else np.atleast_1d(a), np.asarray(_unwrapped(indices))
-    index = index.astype(int, casting="safe" if index.size else "unsafe")[()]
+    a, index = np.ravel(a) if axis is None else np.atleast_1d(a), _as_value(_unwrapped(indices))
+    if not isinstance(index, _Traced):
+        index = index.astype(int, casting="safe" if index.size else "unsafe")[()]
     return a[(*[slice(None)] * _axes(a, axis or 0)[0], index)]
 
 
@@ -979,8 +1031,10 @@ def _move(function, a, *args, **options):
     flat = np.ravel(a)
 
     def taken(numbers):
-        numbers = np.asarray(_unwrapped(numbers))
-        return (flat if numbers.all() else np.concatenate([flat, np.zeros(1, flat.dtype)]))[numbers - 1]
+        numbers = _as_value(numbers)
+        return (
+            flat if function is np.take_along_axis or numbers.all() else np.concatenate([flat, np.zeros(1, flat.dtype)])
+        )[numbers - 1]
 
     return _map(taken, function(np.arange(1, flat.size + 1).reshape(np.shape(a)), *args, **options))
 
@@ -1015,8 +1069,8 @@ _expressions = {
     "linalg.slogdet": lambda a: np.linalg.slogdet(np.eye(1))._replace(sign=_sign_of_det(a), logabsdet=_log_of_det(a)),
     "linalg.solve": lambda a, b: _solve(*_tensors(a, b)) if np.ndim(b) > 1 else (
         np.linalg.solve(a, np.reshape(b, (-1, 1)))[..., 0]),
-    "kron": lambda a, b: (_move(np.kron, a, np.ones_like(b, int)) *
-                          _move(lambda numbers, ones: np.kron(ones, numbers), b, np.ones_like(a, int))),
+    "kron": lambda a, b: (_move(np.kron, a, np.ones(np.shape(b), int)) *
+                          _move(lambda numbers, ones: np.kron(ones, numbers), b, np.ones(np.shape(a), int))),
     "fmax": lambda x, y: np.where(np.greater_equal(x, y) | np.not_equal(y, y), x, y),
     "fmin": lambda x, y: np.where(np.less_equal(x, y) | np.not_equal(y, y), x, y),
     "full_like": lambda a, fill_value, dtype=None, *, shape=None: (
@@ -1060,6 +1114,9 @@ def _backward(gradients, create_graph, stop=1):
     if create_graph:
         gradients = {node: _as_tensor(g) for node, g in gradients.items()}
     heap = sorted([(node.order, node) for node in gradients if node.row is not None])
+    trace = _thread.trace if _traces else None
+    if trace:
+        of, before = next((node.out for node in gradients), None), trace.step
     while heap and heap[0][0] < stop:
         _, node = heappop(heap)
         row, out, values, options = node.row, node.out, node.values, node.options
@@ -1070,6 +1127,8 @@ def _backward(gradients, create_graph, stop=1):
         for parent, vjp, x in zip(node.parents, row.vjps, values, strict=False):  # options by position have no VJP
             if parent is None:
                 continue
+            if trace:
+                trace.step = of, x
             part = vjp(g, out, *values, **options) if options else vjp(g, out, *values)
             if part.__class__ is not _float64 or x.__class__ is not _float64:
                 part = _fit(part, x, row)
@@ -1079,6 +1138,8 @@ def _backward(gradients, create_graph, stop=1):
                 gradients[parent] = part
                 if parent.row is not None:  # a leaf keeps its gradient
                     heappush(heap, (parent.order, parent))
+    if trace:
+        trace.step = before
     return gradients
 
 
@@ -1091,10 +1152,11 @@ def _fit(g, x, row):
         raise TypeError(f"a rule of {_name(row.function)} returned a {type(g).__name__}: it must return an array")
     if g.shape != x.shape:
         new = g.ndim - x.ndim
-        summed = g.sum(axis=tuple([a for a in range(g.ndim) if a < new or x.shape[a - new] == 1]), keepdims=True)
-        if summed.shape[max(new, 0) :] != x.shape:
+        axes = tuple([a for a, n in enumerate(g.shape) if n != 1 and (a < new or x.shape[a - new] == 1)])
+        if tuple([1 if a in axes else n for a, n in enumerate(g.shape)])[max(new, 0) :] != x.shape:
             raise ValueError(f"a rule of {_name(row.function)} returned shape {g.shape} for an argument of {x.shape}")
-        g = summed.reshape(x.shape)
+        g = g.sum(axis=axes) if axes else g
+        g = g if g.shape == x.shape else g.reshape(x.shape)
     g = g if g.dtype == x.dtype else g.astype(x.dtype)
     return _alike(g, _unwrapped(x)) if _is_foreign(_unwrapped(x)) else g
 
@@ -1126,6 +1188,8 @@ class _Call:
         self.is_open = any(node.parents[0] for node in self.nodes)
         with _recording(True):
             self.out = _map(_as_tensor, f(*given, **options))
+        if _thread.trace:
+            _thread.trace.name(self.out, getattr(f, "__name__", "f").replace("<lambda>", "f"))
 
     def variable(self, x):
         x = _as_tensor(x)
@@ -1152,7 +1216,8 @@ class _Call:
         """A Tensor if the call depends on more than its own variables, else an array of its own."""
         t = _as_tensor(t)
         is_open = self.is_open and t.requires_grad
-        return t if is_open else _wrap(t._value if t.dtype == bool else +t._value, None).data
+        t = t if is_open else _wrap(t._value if t.dtype == bool else +t._value, None)
+        return t if is_open or isinstance(t._value, _Traced) else t.data
 
     def arranged(self, results):
         """A result for each variable, in the structure of the arguments."""
@@ -1266,6 +1331,602 @@ def jvp(f: Callable, args: tuple, tangents: tuple) -> tuple[Any, Any]:
     return value, _map(lambda _: call.finished(next(moved)), call.out)
 
 
+# --- jit --------------------------------------------------------------------------------------------------------------
+# While jit runs a function for the first time, its Tensors hold Traced values: arrays of a kind that note every call that
+# NumPy gets, from rules too. The notes, less what is dead, double or trivial, are printed as one plain NumPy function.
+
+
+class _Line:
+    """A value in the generated function: a parameter (``function`` is None), or the NumPy call that makes it.
+
+    ``like`` is its shape and dtype (None for what is no array) and whether it is a Python number. For a call on the way
+    to a gradient, ``step`` has two lines: of the first with respect to the second.
+    """
+
+    __slots__ = ("args", "dtype", "function", "is_python", "like", "name", "ndim", "options", "shape", "size", "step")
+
+    def __init__(self, function, args, options, like, step=()):
+        self.function, self.args, self.options, self.like, self.step, self.name = (
+            function,
+            args,
+            options,
+            like,
+            step,
+            "",
+        )
+        self.shape, self.dtype, self.is_python = like
+        self.ndim, self.size = len(self.shape or ()), math.prod(self.shape or ())
+
+
+def _like(x):
+    """What the line of a value is like."""
+    if not isinstance(x, (np.ndarray, np.generic, float, int)):
+        return None, None, False
+    return np.shape(x), np.result_type(x), x.__class__ in _python
+
+
+def _is_line(x):
+    return x.__class__ is _Line
+
+
+def _is_full(x):
+    """Whether x is an array of one number throughout, as the gradient is that a way back begins with."""
+    return _is_line(x) and x.function is np.full
+
+
+def _refusal(what, advice):
+    def refuse(*_args):
+        raise _UntraceableError(f"jit() cannot follow {what}, as every call brings new values: {advice}")
+
+    return refuse
+
+
+class _Traced(np.lib.mixins.NDArrayOperatorsMixin):
+    """What stands for a line while a function is traced, with an example of its value for shapes, dtypes and errors."""
+
+    __slots__ = ("dtype", "example", "line", "ndim", "shape", "size", "trace")
+
+    def __init__(self, trace, line, example):
+        array = np.asarray(example)
+        self.trace, self.line, self.example = trace, line, example
+        self.shape, self.dtype, self.ndim, self.size = array.shape, array.dtype, array.ndim, array.size
+
+    def __array_ufunc__(self, ufunc, method, *inputs, **options):
+        if any(isinstance(x, Tensor) for x in inputs):
+            return NotImplemented
+        if method != "__call__" or "out" in options:
+            _refusal(f"{_name(ufunc)}.{method} or out=", "make a new array")()
+        return self.trace.call(ufunc, inputs, options)
+
+    def __array_function__(self, function, types, args, options):
+        return NotImplemented if Tensor in types else self.trace.call(function, args, options)
+
+    def __getattr__(self, name):
+        if name.startswith("_") or not hasattr(Tensor, name):
+            raise AttributeError(f"an array under jit() has no attribute {name!r}")
+        found = getattr(_wrap(self, None), name)
+        return found._value if isinstance(found, Tensor) else lambda *args, **options: found(*args, **options)._value
+
+    def __getitem__(self, index):
+        return self.trace.call(op.getitem, (self, index), {})
+
+    def __len__(self):
+        return len(self.example)
+
+    def __iter__(self):
+        return (self[i] for i in range(len(self)))
+
+    def __repr__(self):
+        return f"<of shape {self.shape}, traced>"
+
+    def astype(self, dtype):
+        return self.trace.call(_astype, (self, dtype), {})
+
+    __bool__ = _refusal("if, while or bool() of a Tensor", "write np.where(condition, a, b), or decide outside")
+    __float__ = __int__ = _refusal("float(), int() or math's functions of a Tensor", "use np. functions")
+    __index__ = _refusal("a Tensor as a length or in range()", "give the function a Python int, which tracing fixes")
+    __array__ = _refusal(
+        "np.asarray() or .item() of a Tensor", "use np. functions, np.stack([...]) for np.array([...])"
+    )
+    __setitem__ = _refusal("writing into an array", "make a new one with np.where, np.concatenate or np.stack")
+
+
+# fmt: off
+_symbols = {
+    np.add: "+", np.subtract: "-", np.multiply: "*", np.divide: "/", np.power: "**", np.remainder: "%", np.matmul: "@",
+    np.floor_divide: "//", np.equal: "==", np.not_equal: "!=", np.less: "<", np.less_equal: "<=", np.greater: ">",
+    np.greater_equal: ">=", np.bitwise_and: "&", np.bitwise_or: "|", np.bitwise_xor: "^"}
+# fmt: on
+_neutral = {np.add: 0, np.subtract: 0, np.multiply: 1, np.divide: 1, np.power: 1, np.negative: None}
+_reshapes = {np.reshape, np.ravel, np.squeeze, np.expand_dims, np.atleast_1d, np.atleast_2d, np.atleast_3d}
+_transposes = {np.transpose, np.swapaxes, np.moveaxis, np.matrix_transpose, np.linalg.matrix_transpose}
+_reductions = {np.sum, np.mean, np.max, np.min, np.prod}
+_methods = {*_reductions, np.any, np.all, np.argmax, np.argmin, np.cumsum, np.reshape, np.transpose, _astype}
+_fresh = {*_reductions, np.where, np.concatenate, np.full, _add_at, _astype}  # whose results share no memory
+_sized_by_values = {np.nonzero, np.argwhere, np.flatnonzero}
+_sized_by_arguments = {np.repeat, np.tile, np.pad, np.reshape, np.broadcast_to, np.split, np.array_split}
+_sized_by_arguments |= {np.hsplit, np.vsplit, np.dsplit}
+
+
+def _float_text(x):
+    """The shortest text of a float: a ratio where its decimals have no end."""
+    if not math.isfinite(x):
+        return f"({x})".replace("nan", "np.nan").replace("inf", "np.inf")
+    n, d = fractions.Fraction(x).limit_denominator(1_000_000).as_integer_ratio()
+    return min([f"({x!r})", f"({n} / {d})"], key=len) if n / d == x else f"({x!r})"
+
+
+def _literal(x):
+    """The text of what may stand in the source: its repr if it is of exactly these types, or NumPy's name for it."""
+    if type(x) in (int, bool, str, type(None)):
+        return f"({x!r})" if type(x) is int and x < 0 else repr(x)
+    if type(x) is float:
+        return _float_text(x)
+    if type(x) is slice:
+        parts = [_literal(part) for part in (x.start, x.stop, x.step)]
+        return None if None in parts else f"slice({', '.join(parts)})"
+    x = x.type if isinstance(x, np.dtype) and x == np.dtype(x.type) else x
+    name = _name(x) if callable(x) else ""
+    with contextlib.suppress(AttributeError):
+        return "..." if x is ... else name if name.startswith("np.") and op.attrgetter(name[3:])(np) is x else None
+
+
+def _plain(text):
+    """An expression without the parentheses that it does not need."""
+    return ast.unparse(ast.parse(text, mode="eval"))
+
+
+class _Trace:
+    """What is noted while a function runs once, and the text that comes of it."""
+
+    def __init__(self):
+        self.lines: dict[Any, _Line] = {}  # by what they say, so that nothing is said twice
+        self.outside: dict[int, _Line] = {}  # what else the function reads, by its id
+        self.step: tuple[Any, ...] = ()  # of the lines to come, set by _backward
+        self.texts: dict[_Line, str] = {}  # of each line its name, or its call where that stands in for it
+        self.names = collections.Counter(
+            ["np", "float", "slice", "len", "NotImplemented", *keyword.kwlist]
+        )  # how often they were asked for
+        self.parameters: list[_Line] = []  # of the lines outside, those that the text reads
+        self.results: set[_Line] = set()
+        self.paths: dict[_Line, str] = {}  # where in the arguments a line is
+        self.facts: list[str] = []  # what is taken as fixed
+
+    def enter(self, x, path, *where):
+        """An argument with Traced values in place of arrays and floats; ``where`` it is in a structure: line and key."""
+        is_array = isinstance(x, (np.ndarray, np.generic)) or type(x) is float
+        line = self.new(op.getitem, where, {}, _like(x)) if where else _Line(None, (), {}, _like(x))
+        if not where:
+            self.texts[line] = path
+        if isinstance(x, (tuple, list, dict)):
+            items = [self.enter(item, f"{path}_{key}", line, self.line_of(key)) for key, item in _items(x)]
+            return _rebuilt(x, items)
+        fact = str(line.shape) if is_array else "is fixed" + (f" as {_literal(x)}" if _literal(x) else "")
+        self.facts.append(f"{path} {fact}" if path.isidentifier() else f"an argument {fact}")
+        self.paths[line] = path
+        return _wrap(_Traced(self, line, x), None) if is_array else x
+
+    def bound(self, x):
+        """The line of what is outside: a Tensor, whose value each call reads anew, or a thing that stays."""
+        if id(x) not in self.outside:
+            self.outside[id(x)] = _Line(None, (x,), {}, _like(x._value if isinstance(x, Tensor) else x))
+        return self.outside[id(x)]
+
+    def captured(self, tensor):
+        """What stands for a Tensor from outside."""
+        _check_local(jit, tensor._value)
+        return _wrap(_Traced(self, self.bound(tensor), _as_scalar(tensor._value)), None)
+
+    def line_of(self, x):
+        x = tuple(x) if isinstance(x, range) else _read(x)._value if isinstance(x, Tensor) else x
+        if isinstance(x, _Traced):
+            what = "a Tensor from within a function under jit() was used outside: return it instead"
+            _check(x.trace is self is _thread.trace, what, _UntraceableError)
+            return x.line
+        return x if isinstance(x, tuple) or _literal(x) is not None else self.bound(x)
+
+    def call(self, function, args, options):
+        """Note a call; what it gives."""
+        traced = [x for x in _leaves((args[1:], options)) if isinstance(x, _Traced)]
+        by_mask = function is op.getitem and any(x.dtype == bool for x in traced)
+        by_value = function in _sized_by_values or (traced and function in _sized_by_arguments)
+        if by_mask or by_value or (function is np.where and len(args) < 3):
+            _refusal("a result whose shape depends on values", "write np.where(mask, x, 0), or select outside")()
+        examples, named = _map(lambda x: x.example if isinstance(x, _Traced) else x, (args, options))
+        out = function(*examples, **named)
+        if function in (np.shape, np.ndim, np.size, np.result_type):
+            return out
+        is_operator = function in _symbols or function in (np.negative, np.absolute)
+        if is_operator and out.__class__ is _float64 and all(x.__class__ in _python for x in examples):
+            out = float(out)  # as Python has it
+        self.take_names()
+        args, options = _map(self.line_of, (args, options))
+
+        def value(function, args, options, out):
+            return _Traced(self, self.line(function, args, options, _like(out)), out)
+
+        if not isinstance(out, (tuple, list)):
+            return value(function, args, options, out)
+        whole = self.new(function, args, options, _like(None))
+        return _rebuilt(out, [value(op.getitem, (whole, i), {}, x) for i, x in enumerate(out)])
+
+    def take_names(self):
+        """Name lines as the function that calls NumPy names its variables."""
+        frame: Any = sys._getframe()
+        within = {frame.f_code.co_filename}  # this file
+        while frame and (frame.f_code.co_filename in within or frame.f_globals.get("__name__", "").startswith("numpy")):
+            frame = frame.f_back
+        code = frame and frame.f_code
+        for name in code.co_varnames + code.co_cellvars + code.co_freevars + code.co_names if frame else ():
+            x = frame.f_locals.get(name, frame.f_globals.get(name))
+            if isinstance(x, (Tensor, np.ndarray)):
+                self.name(x, name)
+
+    def name(self, x, name):
+        value = x._value if isinstance(x, Tensor) else x
+        line = value.line if isinstance(value, _Traced) else self.outside.get(id(x))
+        if line is not None and not line.name and name.isidentifier():
+            line.name = name
+
+    # Simplifying
+
+    def new(self, function, args, options, like):
+        """A line as it is, or the older one that says the same."""
+        said = [str(_map(lambda x: f"#{id(x)}" if _is_line(x) else repr(x), (arg,))) for arg in (*args, options)]
+        key = function, like, *(sorted(said) if function in (np.add, np.multiply) else said)
+        if key not in self.lines:
+            step = tuple([getattr(_unwrapped(x), "line", None) for x in self.step])
+            self.lines[key] = _Line(function, args, options, like, step)
+        return self.lines[key]
+
+    def line(self, function, args, options, like):
+        """The line of a call, in the simplest form that it has."""
+        (shape, dtype, _), x, rest = like, args[0] if args else None, args[1:]
+        size, by_order = math.prod(shape), any(_is_line(a) or isinstance(a, str) for a in _leaves((rest, options)))
+
+        def full(c):
+            return self.new(np.full, (shape, float(c), dtype), {}, like)
+
+        if function is _add_at:
+            args = args[:2]  # of the third, the shape says all
+        if function in (np.zeros_like, np.ones_like) and dtype in (np.float32, np.float64):
+            return full(function is np.ones_like)
+        if _is_line(x) and x.like[1:] == like[1:] and not by_order:
+            if function is np.mean and dtype in (np.float32, np.float64):
+                return self.line(np.divide, (self.line(np.sum, args, options, like), x.size // max(size, 1)), {}, like)
+            if function in _reshapes or (function in _reductions and x.size == size):
+                function, args, options = np.reshape, (x.args[0] if x.function is np.reshape else x, shape), {}
+            elif function in _transposes:
+                axes = function(np.empty(range(x.ndim)), *rest, **options).shape
+                if x.function is np.transpose:
+                    x, axes = x.args[0], tuple([x.args[1][a] for a in axes])
+                function, args, options = (
+                    (np.transpose, (x, axes), {}) if axes != (*range(x.ndim),) else (np.copy, (x,), {})
+                )
+            elif function in _reductions and len(rest) < 2 and options.keys() <= {"axis", "keepdims"}:
+                axes = _axes(x, options.get("axis", rest[0] if rest else None))
+                axis = {} if len(axes) == x.ndim else {"axis": axes if len(axes) > 1 else axes[0]}
+                args, options = (x,), axis | ({"keepdims": True} if len(shape) == x.ndim else {})
+            elif function is np.broadcast_to and x.function is np.reshape and x.size == 1:
+                args = x.args[0], shape
+            x = args[0]
+            if x.shape == shape and function in (np.reshape, np.broadcast_to, np.positive, np.copy, _astype):
+                return x
+            if _is_full(x) and function in (np.reshape, np.transpose, np.broadcast_to, np.sum):
+                return full(x.args[1] * (x.size / max(size, 1) if function is np.sum else 1))
+        if function is np.where or (isinstance(function, np.ufunc) and function.signature is None):
+            args = self.thinned(args, like)
+        if function in _neutral and not options:
+            numbers = [_float64(a.args[1]) if _is_full(a) else a for a in args]
+            if any(map(_is_full, args)) and not any(map(_is_line, numbers)):
+                with np.errstate(all="ignore"):
+                    return full(function(*numbers))
+            for a, b in [args, args[::-1]][: 1 + (function in (np.add, np.multiply))] if len(args) == 2 else ():
+                if type(b) in _python and b == _neutral[function] and a.like == like:
+                    return a
+        return self.new(function, args, options, like)
+
+    def thinned(self, args, like):
+        """The arguments of an elementwise function, without what broadcasting does to them anyway."""
+        args = [*args]
+        for i, a in enumerate(args):
+            others = [b for b in (*args[:i], *args[i + 1 :]) if _is_line(b)]
+            while _is_line(a) and a.function in (np.full, np.broadcast_to, np.reshape):
+                thin, shapes = a.args[0], [b.shape for b in others]
+                if _is_full(a):
+                    thin = int(a.args[1]) if a.args[1].is_integer() else a.args[1]
+                    fits = any(b.like[1:] == a.like[1:] == like[1:] and not _is_full(b) for b in others)
+                else:
+                    fits = a.function is np.broadcast_to or thin.shape == a.shape[a.ndim - thin.ndim :]
+                    shapes.append(thin.shape)
+                if not fits or np.broadcast_shapes(*shapes) != like[0]:
+                    break
+                args[i] = a = thin
+        return tuple(args)
+
+    def returned(self, x):
+        """The line of a result: of a copy, where it may be an argument's memory, another result's or none at all."""
+        line = self.line_of(x)
+        if _is_line(line) and line.shape is not None:
+            is_own = (isinstance(line.function, np.ufunc) or line.function in _fresh) and not line.is_python
+            if not is_own or (line.shape and line in self.results):
+                line = self.lines[object()] = _Line(np.copy, (line,), {}, line.like)
+            self.results.add(line)
+        return line
+
+    # Printing
+
+    def unique(self, name):
+        """The name, with a number if it is taken."""
+        name = name if name.isidentifier() and not name.startswith("_") else "c"
+        self.names[name] += 1
+        return name if self.names[name] == 1 else self.unique(f"{name}_{self.names[name]}")
+
+    def show(self, x, index=False):
+        """The text of an argument, or of an index without its brackets."""
+        if isinstance(x, (tuple, list, dict)):
+            items = [self.show(item, index and type(item) is slice) for _, item in _items(x)]
+            text = ", ".join(items) + "," * (len(items) == 1 and isinstance(x, tuple))
+            if isinstance(x, dict):
+                text = f"{{{', '.join([f'{self.show(key)}: {item}' for key, item in zip(x, items, strict=True)])}}}"
+            elif isinstance(x, list) or not ((index and items) or hasattr(x, "_fields")):
+                text = f"[{text}]" if isinstance(x, list) else f"({text})"
+            return text if type(x) in (tuple, list, dict) else f"{self.show(type(x))}({text})"
+        if not _is_line(x):
+            text = _literal(x)
+            if text is not None:
+                parts = [x.start, x.stop, x.step] if index and type(x) is slice else []
+                return ":".join(["" if part is None else repr(part) for part in parts]).removesuffix(":") or text
+            x = self.bound(x)
+        if x not in self.texts:  # from outside
+            self.texts[x] = self.unique(x.name or "c")
+            self.parameters.append(x)
+        return self.texts[x]
+
+    def text(self, line):
+        """The call of a line, in the texts of its arguments."""
+        function, args, options, show = line.function, line.args, line.options, self.show
+        of_python = all([a.is_python if _is_line(a) else type(a) in _python for a in args])
+        symbol = _symbols.get(function) if len(args) == 2 and not options else None
+        if symbol and (not of_python or symbol in "+-*"):  # elsewhere Python's numbers do not do as NumPy's
+            return f"({show(args[0])} {symbol} {show(args[1])})"
+        if function is np.negative:
+            return f"(-{show(args[0])})"
+        if function is op.getitem:
+            return f"{show(args[0])}[{show(args[1], True)}]"
+        if function in (np.full, _add_at):
+            shape, dtype, c = line.shape, line.dtype, args[1] if function is np.full else 0.0
+            if function is np.full and not shape:
+                return f"{show(dtype)}({show(c)})"
+            kind = "" if dtype == np.float64 else f", {show(dtype)}"
+            return {0.0: f"np.zeros({shape}{kind})", 1.0: f"np.ones({shape}{kind})"}.get(
+                c, f"np.full({shape}, {show(c)}{kind})"
+            )
+        if function is np.transpose and args[1] == (*reversed(range(line.ndim)),):
+            return f"{show(args[0])}.T"
+        is_method = function in _methods and not of_python
+        rest = ", ".join([show(a) for a in args[is_method:]] + [f"{key}={show(a)}" for key, a in options.items()])
+        if is_method:
+            return f"{show(args[0])}.{function.__name__.lstrip('_')}({rest})"
+        is_float = line.is_python and line.dtype == np.float64 and function is not np.copy
+        return f"float({show(function)}({rest}))" if is_float else f"{show(function)}({rest})"
+
+    def body(self, out):
+        """The statements that compute the lines of a structure."""
+        needed = collections.Counter([line for line in _leaves(out) if _is_line(line)])
+        waiting = [*needed]
+        while waiting:
+            line = waiting.pop()
+            inputs = [x for x in _leaves((line.args, line.options)) if _is_line(x)]
+            waiting += [x for x in dict.fromkeys(inputs) if x not in needed]
+            needed.update(inputs)
+        last = {line.step: line for line in self.lines.values() if line in needed}
+        statements, backward = [], False
+        for line in self.lines.values():
+            if line not in needed:
+                self.texts[line] = line.name or "..."
+                continue
+            of, by = [self.texts.get(x, "...") for x in line.step or (None, None)]
+            name = (
+                line.name
+                or self.paths.get(line)
+                or (f"d{by}" if line is last.get(line.step) and by.isidentifier() else "")
+            )
+            call, is_part = self.text(line), line.function is op.getitem and line.shape is None
+            is_short = not name and needed[line] == 1 and len(call) <= 40 and line.function is not _add_at
+            if is_part or is_short:
+                self.texts[line] = call
+                continue
+            self.texts[line] = name = self.unique(name or "tg"[bool(line.step)])
+            comment = "" if line.shape is None else f"  # {line.shape}"
+            if line.step:
+                of, by = [x if x.isidentifier() or x == "..." else f"({_plain(x)})" for x in (of, by)]
+                comment += f", d {of} / d {by}"
+            if bool(line.step) != backward:
+                backward = not backward
+                statements += ["", "# Backward"] if backward else [""]
+            statements.append(f"{name} = {_plain(call)}{comment}")
+            if line.function is _add_at:
+                values, index = _plain(self.show(line.args[0])), line.args[1]
+                into = f"{name}[{self.show(index, True)}] = {values}"
+                statements.append(into if _is_basic(index) else f"np.add.at({name}, {self.show(index)}, {values})")
+        return statements
+
+
+def _as_scalar(x):
+    return x[()] if isinstance(x, np.ndarray) and not x.ndim else x
+
+
+def _as_data(x):
+    return x.__array__() if isinstance(x, np.generic) else x
+
+
+def _argument(x):
+    """An argument as generated functions take it: arrays as NumPy's, numbers as scalars, other things as they are."""
+    if isinstance(x, Tensor) or hasattr(x, "__array__"):
+        return _as_scalar(_as_value(x.detach() if isinstance(x, Tensor) else x))
+    return x
+
+
+def _signature(x):
+    """What of an argument is taken as fixed."""
+    if hasattr(x, "__array__"):
+        return np.shape(x), x.dtype
+    if isinstance(x, (tuple, list, dict)):
+        return type(x), *[(type(key), key, _signature(item)) for key, item in _items(x)]
+    if type(x) is slice:
+        return slice, x.start, x.stop, x.step
+    what = f"jit() takes what is no array and no float as fixed, and a {type(x).__name__} may change"
+    _check(isinstance(x, Hashable), f"{what}: give it an array, or something that has a hash", TypeError)
+    return float if type(x) is float else (type(x), x)
+
+
+_generated = itertools.count(1)
+
+
+def _defined(name, statements, scope):
+    """The function of this name that statements define; tracebacks and profilers find its lines in linecache."""
+    text, file = "\n".join([*statements, ""]), f"<jit {name} {next(_generated)}>"
+    exec(compile(text, file, "exec"), scope)
+    linecache.cache[file] = len(text), None, text.splitlines(True), file
+    weakref.finalize(scope[name], linecache.cache.pop, file, None)
+    return scope[name]
+
+
+_Generated = collections.namedtuple("_Generated", "text lowered run")
+
+
+def _generate(f, args, options):
+    """What jit makes of f for arguments of one kind.
+
+    ``text`` is a module, and ``lowered`` the function in it, given what that reads from outside. ``run(args, options)``
+    does the same, with 0-d arrays for the numbers that it returns, and gives NotImplemented for arguments of other kinds.
+    """
+    trace, n, names = _Trace(), len(args), []
+    with contextlib.suppress(ValueError):  # of functions in C that do not tell their parameters
+        names = [p.name for p in inspect.signature(f).parameters.values() if p.kind < p.VAR_POSITIONAL][:n]
+    names += [*[f"args_{i}" for i in range(len(names), n)], *options]
+    parameters, given = [*map(trace.unique, names)], (*args, *options.values())
+    traced = [*map(trace.enter, given, parameters)]
+    _traces.append(trace)
+    _thread.trace = trace
+    try:
+        with _recording(True):
+            out = _map(trace.returned, f(*traced[:n], **dict(zip(options, traced[n:], strict=True))))
+    finally:
+        _thread.trace = None
+        _traces.remove(trace)
+
+    statements = trace.body(out)
+    items = out if type(out) is tuple and out else (out,)
+    texts = [_plain(trace.show(x)) for x in items]
+    comma = "," * (len(items) == 1 and items is out)
+    outside, name = [trace.texts[line] for line in trace.parameters], getattr(f, "__name__", "")
+    name = trace.unique(name if name.isidentifier() else "function")
+    head = f"def {name}({', '.join([*parameters[:n], *outside, *parameters[n:]])}):"
+    shapes = (
+        ""
+        if any(isinstance(x, (tuple, list, dict)) for x in items)
+        else f"  # {', '.join([str(x.shape) for x in items if _is_line(x)])}"
+    )
+    lines = [f"# {', '.join(trace.facts)}", *statements, f"return {', '.join(texts)}{comma}{shapes}"]
+    module = ["import numpy as np", "", "", head, *[f"    {line}".rstrip() for line in lines]]
+    lowered = _defined(name, module, {})
+
+    scope = {"np": np, "_array": np.ndarray, "_map": _map, "_as_data": _as_data, "_signature": _signature}
+    scope |= {"_as_scalar": _as_scalar, "_options_order": [*options], "_lowered": lowered}
+
+    def bind(x):
+        scope[name := f"_{len(scope)}"] = x
+        return name
+
+    values = [line.args[0] for line in trace.parameters]
+    values = [f"_as_scalar({bind(x)}._value)" if isinstance(x, Tensor) else bind(x) for x in values]
+    if values:
+        call = ", ".join([*parameters[:n], *values, *parameters[n:]])
+        lowered = eval(f"lambda {', '.join(parameters)}: _lowered({call})", scope)
+    unwraps, checks = [], []
+    for p, x in zip(parameters, given, strict=True):
+        if isinstance(x, np.ndarray):
+            checks.append(f"{p}.__class__ is _array and {p}.shape == {x.shape} and {p}.dtype == {bind(x.dtype)}")
+        elif isinstance(x, np.generic):
+            unwraps += [f"if {p}.__class__ is _array:", f"    {p} = {p}[()]"]
+            checks.append(f"{p}.__class__ is {bind(type(x))}")
+        else:
+            checks.append(
+                f"{p}.__class__ is float" if type(x) is float else f"_signature({p}) == {bind(_signature(x))}"
+            )
+    found = f"(*_args, {', '.join([f'_options[{option!r}]' for option in options])})" if options else "_args"
+    for i, x in enumerate(items):
+        is_number, is_tree = _is_line(x) and x.shape == (), any(_is_line(y) and y.shape == () for y in _leaves(x))
+        texts[i] = f"({texts[i]}).__array__()" if is_number else f"_map(_as_data, {texts[i]})" if is_tree else texts[i]
+    run = [
+        f"if len(_args) != {n} or {'[*_options] != _options_order' if options else '_options'}:",
+        "    return NotImplemented",
+        *[f"{', '.join(parameters)}, = {found}"][: len(parameters)],
+        *unwraps,
+        f"if not ({' and '.join(checks) or True}):",
+        "    return NotImplemented",
+        *[f"{name} = {value}" for name, value in zip(outside, values, strict=True)],
+        *statements,
+        f"return {', '.join(texts)}{comma}",
+    ]
+    run = _defined(name, [f"def {name}(_args, _options):", *[f"    {line}" for line in run]], scope)
+    return _Generated("\n".join([*module, ""]), lowered, run)
+
+
+class _Key(tuple):
+    """A signature that brings along the arguments that have it."""
+
+    arguments: Any
+
+
+def jit(f: Callable) -> Any:
+    """jit doc."""
+    hits = 0
+
+    @functools.lru_cache(128)
+    def generated(key):
+        return _generate(f, *key.__dict__.pop("arguments"))
+
+    def latest(args, options):
+        return NotImplemented
+
+    def find(args, options):
+        nonlocal latest
+        args, options = _map(_argument, (args, options))
+        key = _Key(_signature((args, options)))
+        key.arguments = args, options
+        entry = generated(key)
+        latest = entry.run
+        return entry, args, options
+
+    @functools.wraps(f)
+    def jitted(*args, **options):
+        nonlocal hits
+        if not _traces:
+            out = latest(args, options)
+            if out is not NotImplemented:
+                hits += 1
+                return out
+        leaves = _leaves((args, options))
+        if _thread.trace or (_thread.recording and any(isinstance(x, Tensor) and x._node for x in leaves)):
+            return f(*args, **options)
+        if any(_is_foreign(_unwrapped(x)) for x in leaves):
+            return _map(lambda x: x.data if isinstance(x, Tensor) else x, f(*args, **options))
+        entry, args, options = find(args, options)
+        return entry.run(args, options)
+
+    def cache_info():
+        info = generated.cache_info()
+        return info._replace(hits=info.hits + hits)
+
+    jitted.source = lambda *args, **options: find(args, options)[0].text  # type: ignore[attr-defined]
+    jitted.lower = lambda *args, **options: find(args, options)[0].lowered  # type: ignore[attr-defined]
+    jitted.cache_info = cache_info  # type: ignore[attr-defined]
+    return jitted
+
+
 # --- SGD --------------------------------------------------------------------------------------------------------------
 # The optimizer replaces a parameter's value instead of writing into it: graphs recorded before keep what they saw.
 
@@ -1309,6 +1970,7 @@ class SGD:
 
     def step(self) -> None:
         """Update every parameter from its ``.grad``."""
+        _check_untraced("step() of an optimizer")
         # Python floats, which leave the dtype of the parameters alone.
         lr, momentum, weight_decay = float(self.lr), float(self.momentum), float(self.weight_decay)
         for i, p in enumerate(self.params):

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tinygrad_lite import SGD, Tensor, no_grad
+from tinygrad_lite import SGD, Tensor, grad, jit, no_grad
 from train_linear import (
     Array,
     InputError,
@@ -176,7 +176,8 @@ def load_table(source: str, path: str | None) -> tuple[str, pd.DataFrame]:
 
 
 # --- The model --------------------------------------------------------------------------------------------------------
-# With or without a hidden layer: one list of layers, one function that predicts, one loop that trains.
+# With or without a hidden layer: one list of layers, one function that predicts, one loop that trains. The gradients
+# come from NumPy code that jit generates of the model, or (--eager) from backward().
 
 
 def make_layers(sizes: Sequence[int], rng: np.random.Generator) -> Layers:
@@ -196,27 +197,33 @@ def predict(layers: Layers, x: Array) -> Tensor:
     return units
 
 
-def train_epoch(layers: Layers, optimizer: SGD, x: Array, y: Array, batches: int, rng: np.random.Generator) -> None:
-    """A step on each of so many batches of rows: of one size, give or take a row, so that all rows weigh the same."""
-    for rows in np.array_split(rng.permutation(len(x)), batches):
-        loss = ((predict(layers, x[rows]) - y[rows]) ** 2).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+def squared_error(layers: Layers, x: Array, y: Array) -> Tensor:
+    return ((predict(layers, x) - y) ** 2).mean()
 
 
 def train(layers: Layers, parts: Parts, args: argparse.Namespace, rng: np.random.Generator) -> Iterator[State]:
     """Yields the state before the first epoch and after each one.
 
-    The learning rate falls to 0 along half a cosine. So the linear model settles on the least-squares fit, where with a
+    An epoch is a step on each of so many batches: of one size, give or take a row, so that all rows weigh the same. The
+    learning rate falls to 0 along half a cosine. So the linear model settles on the least-squares fit, where with a
     constant rate it would wander around it.
     """
-    optimizer = SGD([parameter for layer in layers for parameter in layer], lr=args.lr, momentum=args.momentum)
-    batches = math.ceil(len(parts["train"][0]) / args.batch_size)
+    parameters = [*itertools.chain(*layers)]
+    optimizer = SGD(parameters, lr=args.lr, momentum=args.momentum)
+    slopes = jit(lambda x, y: grad(squared_error)(layers, x, y))
+    x, y = parts["train"]
     for epoch in range(args.epochs + 1):
-        if epoch > 0:
-            optimizer.lr = args.lr * (1 + math.cos(math.pi * (epoch - 1) / args.epochs)) / 2
-            train_epoch(layers, optimizer, *parts["train"], batches, rng)
+        optimizer.lr = args.lr * (1 + math.cos(math.pi * (epoch - 1) / max(args.epochs, 1))) / 2
+        batches = np.array_split(rng.permutation(len(x)), math.ceil(len(x) / args.batch_size)) if epoch else []
+        for rows in batches:
+            if args.eager:
+                optimizer.zero_grad()
+                squared_error(layers, x[rows], y[rows]).backward()
+            else:
+                for parameter, gradient in zip(parameters, itertools.chain(*slopes(x[rows], y[rows])), strict=True):
+                    parameter.grad = gradient
+            optimizer.step()
+
         with no_grad():
             predicted = {part: predict(layers, x).data for part, (x, _) in parts.items()}
         losses = {part: float(np.square(predicted[part] - y).mean()) for part, (_, y) in parts.items()}
@@ -250,7 +257,8 @@ def print_report(report: dict[str, Any], test: pd.DataFrame) -> None:
     """The report as a table, then five test rows with their true and predicted incomes."""
     if report["interrupted"]:
         print(f"interrupted in epoch {report['epochs'] + 1}: this is the report so far")
-    print(f"\n{report['epochs']} epoch{'s' * (report['epochs'] != 1)} in {report['seconds']:.2f} s\n")
+    epochs = f"{report['epochs']} epoch{'s' * (report['epochs'] != 1)}"
+    print(f"\n{epochs} in {report['seconds']:.2f} s, engine {report['engine']}\n")
     kinds = itertools.product(("train", "test"), ("model", "mean", "least_squares"))
     errors = pd.DataFrame({(part, name): report[name][part] for part, name in kinds}, dtype=float).T
     errors.columns = ["MSE (scaled)", "MAE", "R2"]
@@ -271,6 +279,7 @@ def job(argv: Sequence[str] | None) -> int:
     rows = split_table(table, args.test_fraction, rng)
     parts = scale_parts(rows)
     report: dict[str, Any] = {"source": source} | {f"rows_{part}": len(rows[part]) for part in ("train", "test")}
+    report["engine"] = "eager" if args.eager else "jit"
     if not args.json:
         print(f"source: {source}\nrows: {len(rows['train'])} for training, {len(rows['test'])} for testing")
 
@@ -323,6 +332,7 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
         ("--test-fraction", 0.2, fraction, "the rows set aside for testing"),
     ):
         parser.add_argument(flag, type=kind, default=default, metavar="N", help=f"{meaning} (default: {default})")
+    parser.add_argument("--eager", action="store_true", help="gradients from backward() instead of code from jit")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the report")
     return parser.parse_args(argv)
 

@@ -5,7 +5,8 @@
 """The scalar job: fit y = w * x + b by stochastic gradient descent, one example at a time.
 
 Without --data it makes its own: x = 0, 1, 2, ... and y = x - 1. With --batch-size above 1 the same model runs on
-arrays instead of numbers.
+arrays instead of numbers. Each step is NumPy code that jit generates from the model; with --eager it is the loop of
+backward() and step() that one writes first.
 
     python train_linear.py
     python train_linear.py --rows 1000 --save-data line.csv
@@ -31,7 +32,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from tinygrad_lite import SGD, Tensor, no_grad
+from tinygrad_lite import SGD, Tensor, grad, jit, no_grad
 
 Array = NDArray[np.float64]
 
@@ -177,25 +178,48 @@ def squared_error(w: Tensor, b: Tensor, x: Any, y: Any) -> Tensor:
     return ((w * x + b - y) ** 2).mean()
 
 
-def train(x: Array, y: Array, epochs: int, size: int, lr: float, seed: int) -> Iterator[tuple[Any, ...]]:
+def descend(w: Any, b: Any, x: Any, y: Any, lr: float) -> tuple[Any, Any]:
+    """w and b after a step of gradient descent."""
+    slope_w, slope_b = grad(squared_error, (0, 1))(w, b, x, y)
+    return w - lr * slope_w, b - lr * slope_b
+
+
+def eager_step(w: Tensor, b: Tensor) -> Callable:
+    """The same as a function of its arguments that works on these Tensors."""
+    optimizer = SGD([w, b], lr=0.0)
+
+    def step(w: Tensor, b: Tensor, x: Any, y: Any, lr: float) -> tuple[Tensor, Tensor]:
+        optimizer.zero_grad()
+        squared_error(w, b, x, y).backward()
+        optimizer.lr = lr
+        optimizer.step()
+        return w, b
+
+    return step
+
+
+def train(
+    x: Array, y: Array, epochs: int, size: int, lr: float, seed: int, eager: bool = False
+) -> Iterator[tuple[Any, ...]]:
     """Yield (epoch, loss, w, b, steps, steps per second) before the first epoch and after each.
 
     The learning rate falls from lr to lr / epochs, so that noise in the data averages out in the end. After
     Ctrl-C within an epoch it yields what was reached, and then raises the KeyboardInterrupt.
     """
     rng = np.random.default_rng(seed)
-    w, b = Tensor(0.0, requires_grad=True), Tensor(0.0, requires_grad=True)
-    optimizer = SGD([w, b], lr=lr)
+    w: Any = Tensor(0.0, requires_grad=True) if eager else np.float64(0)
+    b: Any = Tensor(0.0, requires_grad=True) if eager else np.float64(0)
+    step: Callable = eager_step(w, b) if eager else jit(descend)
+    if size == 1 and not eager:
+        step = jit(descend).lower(w, b, x[0], y[0], lr)  # all examples are alike
     steps, speed, interrupted = 0, 0.0, False
     for epoch in range(epochs + 1):
         if epoch:
-            optimizer.lr = lr * (1 - (epoch - 1) / epochs)
+            rate = lr * (1 - (epoch - 1) / epochs)
             start, before = time.perf_counter(), steps
             try:
                 for x_batch, y_batch in batches(x, y, size, rng):
-                    optimizer.zero_grad()
-                    squared_error(w, b, x_batch, y_batch).backward()
-                    optimizer.step()
+                    w, b = step(w, b, x_batch, y_batch, rate)
                     steps += 1
             except KeyboardInterrupt:
                 interrupted = True
@@ -219,6 +243,7 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=count, default=1, help="examples per step (default 1)")
     parser.add_argument("--lr", type=rate, default=0.1, help="first learning rate (default 0.1)")
     parser.add_argument("--seed", type=count_or_none, default=0, help="of the shuffled order (default 0)")
+    parser.add_argument("--eager", action="store_true", help="train with backward() instead of code from jit")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
     return parser.parse_args(argv)
 
@@ -233,7 +258,7 @@ def job(argv: Sequence[str] | None) -> int:
             raise InputError(f"{options.save_data} cannot be written: {error.strerror or error}") from None
 
     start, interrupted = time.perf_counter(), False
-    states = train(x / x_unit, y / y_unit, options.epochs, options.batch_size, options.lr, options.seed)
+    states = train(x / x_unit, y / y_unit, options.epochs, options.batch_size, options.lr, options.seed, options.eager)
     state = next(states)
     try:
         for state in states:
@@ -245,12 +270,14 @@ def job(argv: Sequence[str] | None) -> int:
 
     epoch, loss, w, b, steps, _ = state
     slope, intercept = w * y_unit / x_unit, b * y_unit
+    seconds, engine = time.perf_counter() - start, "eager" if options.eager else "jit"
     if options.json:
         report = {"slope": slope, "intercept": intercept, "loss": loss, "rows": len(x), "epochs": epoch, "steps": steps}
-        print(json.dumps(report | {"seconds": time.perf_counter() - start, "interrupted": interrupted}))
+        print(json.dumps(report | {"engine": engine, "seconds": seconds, "interrupted": interrupted}))
     else:
         if interrupted:
             print(f"interrupted in epoch {epoch}: this is the line so far")
+        print(f"{steps:,} steps in {seconds:.2f} s, engine {engine}")
         print(f"y = {slope:#.7g} x {'-' if intercept < 0 else '+'} {abs(intercept):#.7g}")
     return 130 if interrupted else 0
 
