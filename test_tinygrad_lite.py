@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import collections
 import contextlib
 import copy
@@ -14,6 +15,7 @@ import http.server
 import inspect
 import itertools
 import json
+import linecache
 import math
 import operator
 import os
@@ -27,6 +29,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 import tracemalloc
 import warnings
 import weakref
@@ -59,6 +62,7 @@ from tinygrad_lite import (
     gradcheck,
     hessian,
     jacobian,
+    jit,
     jvp,
     no_grad,
     relu,
@@ -2155,7 +2159,7 @@ def programs(draw: Any) -> Program:
 
 @given(program=programs())
 @settings(max_examples=2000, database=None)
-def test_gradients_of_random_programs_agree_with_a_second_engine(program):
+def test_gradients_of_random_programs_agree_with_a_second_engine_and_with_jit(program):
     leaves = [Tensor(x, requires_grad=True) for x in program.inputs]
     out = program.run(np, *leaves)
     out.backward()
@@ -2163,6 +2167,630 @@ def test_gradients_of_random_programs_agree_with_a_second_engine(program):
     scale = max(np.max(np.abs(g)) for g in expected)
     for t, g in zip(leaves, expected, strict=True):
         np.testing.assert_allclose(t.grad, g, rtol=1e-9, atol=1e-9 * scale)
+    compiled = jit(value_and_grad(functools.partial(program.run, np), (0, 1, 2)))
+    if any("> -9]" in line for line in program.lines):  # a mask
+        with pytest.raises(TypeError, match="shape depends on values"):
+            compiled(*program.inputs)
+        return
+    for again in range(2):
+        value, gradients = compiled(*program.inputs)
+        np.testing.assert_allclose(value, out.data, rtol=1e-10)
+        for t, g in zip(leaves, gradients, strict=True):
+            np.testing.assert_allclose(g, t.grad, rtol=1e-9, atol=1e-11 * scale)
+        assert compiled.cache_info().hits == again
+
+
+# --- jit --------------------------------------------------------------------------------------------------------------
+
+
+def executed(source: str) -> Any:
+    """The function that a generated module defines, with nothing but NumPy around it."""
+    module: dict[str, Any] = {}
+    exec(source, module)
+    (function,) = [f for name, f in module.items() if inspect.isfunction(f)]
+    return function
+
+
+def check_text(source: str) -> None:
+    """A generated module reads as written by hand: nothing dead, nothing twice, nothing that changes nothing."""
+    tree = ast.parse(source)
+    assert [ast.unparse(node) for node in tree.body[:-1]] == ["import numpy as np"]
+    nodes = [*ast.walk(tree.body[-1])]
+    names = [node for node in nodes if isinstance(node, ast.Name)]
+    stored = {node.id for node in names if isinstance(node.ctx, ast.Store)}
+    assert stored <= {node.id for node in names if isinstance(node.ctx, ast.Load)}, "dead"
+    computed = collections.Counter()
+    for node in nodes:
+        if isinstance(node, (ast.BinOp, ast.UnaryOp, ast.Call, ast.Compare, ast.Subscript)):
+            inner = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)} - {"np", "float"}
+            text = ast.unparse(node)
+            computed[text] += bool(inner) and not text.startswith("np.copy")
+        if isinstance(node, ast.BinOp) and isinstance(node.op, (ast.Mult, ast.Div, ast.Pow)):
+            assert getattr(node.right, "value", None) != 1, ast.unparse(node)
+            assert not isinstance(node.op, ast.Mult) or getattr(node.left, "value", None) != 1, ast.unparse(node)
+    assert [text for text, n in computed.items() if n > 1] == []
+    for line in source.splitlines():
+        if re.match(r"    \w+ = ", line):
+            assert "  # " in line, line
+
+
+def assert_alike(found: Any, expected: Any, **tolerance: float) -> None:
+    """The same structure of arrays of the same kinds, and values that reordering explains."""
+    assert type(found) is type(expected)
+    for p, q in zip(tree_leaves(found), tree_leaves(expected), strict=True):
+        assert type(p) is type(q)
+        if isinstance(p, np.ndarray):
+            assert (p.shape, p.dtype) == (q.shape, q.dtype)
+            np.testing.assert_allclose(p, q, **({"rtol": 1e-10, "atol": 1e-12} | tolerance))
+        else:
+            assert p == q
+
+
+def arrays_of(tree: Any) -> Any:
+    return tree_map(lambda x: np.asarray(x) if hasattr(x, "dtype") or type(x) is float else x, tree)
+
+
+@pytest.mark.parametrize("name", [name for name in CATALOGUE if known(name)])
+def test_every_rule_under_jit_agrees_with_eager_at_first_and_second_order(name):
+    for call in CATALOGUE[name]:
+        arrays, others = call.draw(0), call.draw(3)
+        free = [i for i, a in enumerate(arrays) if is_float(a)]
+        weights = weights_of(call.of(named(name), arrays))
+
+        def results(*xs: Any, call: Any = call, arrays: Any = arrays, free: Any = free) -> Any:
+            each = iter(xs)
+            return call.of(named(name), [next(each) if i in free else a for i, a in enumerate(arrays)])
+
+        def flat(*xs: Any, weights: Any = weights, results: Any = results) -> Any:
+            return total(results(*xs), weights)
+
+        def slopes(*xs: Any, flat: Any = flat, n: int = len(free)) -> Any:
+            return sum([(g * (g + i)).sum() for i, g in enumerate(grad(flat, (*range(n),))(*xs))])
+
+        n = (*range(len(free)),)
+        functions = [results]
+        if sum(np.size(x) for x in weights):
+            functions += [value_and_grad(flat, n), grad(slopes, n)]
+        for order, f in enumerate(functions):
+            compiled = jit(f)
+            for values in ([arrays[i] for i in free], [others[i] for i in free]):
+                plain = arrays_of(f(*values)) if order else results(*values)
+                assert_alike(compiled(*values), arrays_of(plain)) if order else assert_same(compiled(*values), plain)
+            assert compiled.cache_info()[:2] == (1, 1)
+            source = compiled.source(*values)
+            check_text(source)
+            assert not re.search(r"(?<![.\w])(?!def|float|np)\w+\(", re.sub("#.*", "", source).split("):\n", 1)[1])
+
+
+def test_constants_under_jit_are_numpys_or_refused():
+    for name in CONSTANTS:
+        for call in CONSTANTS[name] if known(name) else []:
+            arrays = call.draw()
+            compiled = jit(lambda *xs, call=call, name=name: call.of(named(name), xs))
+            if name in ("argwhere", "flatnonzero", "nonzero"):
+                with pytest.raises(TypeError, match="shape depends on values"):
+                    compiled(*arrays)
+            elif name != "empty_like":
+                for seed in (0, 3):
+                    arrays = call.draw(seed)
+                    found, expected = compiled(*arrays), call.of(named(name), arrays)
+                    assert all(map(np.array_equal, tree_leaves(found), tree_leaves(expected)))
+                    kinds = [[np.asarray(x).dtype for x in tree_leaves(tree)] for tree in (found, expected)]
+                    assert kinds[0] == kinds[1]
+                check_text(compiled.source(*arrays))
+
+
+def two_layers(W: Any, b: Any, V: Any, c: Any, X: Any, y: Any) -> Any:  # noqa: N803
+    h = np.tanh(X @ W + b)
+    error = h @ V + c - y
+    return np.mean(error**2)
+
+
+def test_source_of_a_network_reads_like_a_textbook():
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(size=shape) for shape in ((3, 16), 16, (16, 1), 1, (105, 3), (105, 1))]
+    compiled = jit(value_and_grad(two_layers, (0, 1, 2, 3)))
+    assert (
+        compiled.source(*arrays)
+        == """\
+import numpy as np
+
+
+def two_layers(W, b, V, c, X, y):
+    # W (3, 16), b (16,), V (16, 1), c (1,), X (105, 3), y (105, 1)
+    h = np.tanh(X @ W + b)  # (105, 16)
+    error = h @ V + c - y  # (105, 1)
+    loss = (error ** 2).sum() / 105  # ()
+
+    # Backward
+    derror = 2 / 105 * error  # (105, 1), d loss / d error
+    dc = derror.sum(axis=0)  # (1,), d loss / d c
+    dh = derror @ V.T  # (105, 16), d loss / d h
+    dV = h.T @ derror  # (16, 1), d loss / d V
+    g = dh * (1 - h * h)  # (105, 16), d loss / d (X @ W + b)
+    db = g.sum(axis=0)  # (16,), d loss / d b
+    dW = X.T @ g  # (3, 16), d loss / d W
+    return loss, (dW, db, dV, dc)
+""".replace("loss", "two_layers")
+    )
+    assert_alike(compiled(*arrays), value_and_grad(two_layers, (0, 1, 2, 3))(*arrays))
+    assert_alike(executed(compiled.source(*arrays))(*arrays)[1], compiled(*arrays)[1])
+
+
+def test_source_of_a_scalar_step_is_what_one_would_write():
+    def step(w: Any, b: Any, x: Any, y: Any, lr: Any) -> Any:
+        slope_w, slope_b = grad(lambda w, b: ((w * x + b - y) ** 2).mean(), (0, 1))(w, b)
+        return w - lr * slope_w, b - lr * slope_b
+
+    source = jit(step).source(np.float64(0), np.float64(0), np.float64(1), np.float64(2), 0.1)
+    assert re.sub(r" *#.*", "", source).split("\n")[-4:] == [
+        "    slope_b = 2 * (w * x + b - y)",
+        "    slope_w = slope_b * x",
+        "    return w - lr * slope_w, b - lr * slope_b",
+        "",
+    ]
+
+
+def test_forward_pass_of_a_trained_model_takes_its_parameters_as_arguments():
+    weight, bias = leaf([[1.0], [2.0]]), leaf([0.5])
+
+    def predict(x: Any) -> Any:
+        return np.linalg.norm(x @ weight + bias, axis=0)
+
+    source = jit(predict).source(np.ones((3, 2)))
+    assert source.split("\n")[3] == "def predict(x, weight, bias):"
+    assert "np.linalg.norm(x @ weight + bias, axis=0)" in source  # as it was written, for no gradient is asked for
+    np.testing.assert_allclose(executed(source)(np.ones((3, 2)), weight.data, bias.data), [3.5 * 3**0.5])
+
+
+def test_captured_tensors_are_read_at_the_time_of_the_call():
+    x = np.array([1.0, 2.0])
+    w, b, frozen = leaf([3.0, 4.0]), leaf(1.0), Tensor([1.0, 1.0])
+
+    def loss(x: Any) -> Any:
+        return (w * x * frozen).sum() + b.detach() * b
+
+    compiled, lowered = jit(loss), jit(loss).lower(x)
+    optimizer = SGD([w, b], lr=0.1)
+    for _ in range(3):
+        assert_alike(compiled(x), np.asarray(loss(x).data))
+        assert lowered(x) == loss(x).data
+        optimizer.zero_grad()
+        loss(x).backward()
+        optimizer.step()
+        b.data -= 0.5  # a number becomes a 0-d array
+        frozen.data = frozen.data * 2
+    assert compiled.cache_info()[:2] == (2, 1)
+    slopes = jit(lambda x: grad(lambda w, b: loss(x) * (w * b).sum(), (0, 1))(w, b))  # with respect to what is captured
+    w.data = [5.0, 6.0]
+    value = loss(x).item()
+    slopes(x)
+    w.data = [7.0, 8.0]
+    value = loss(x).item()
+    assert_alike(slopes(x), (np.full(2, value * b.item()), np.array(value * 15.0)))
+
+
+def test_what_numpy_computes_from_plain_arrays_alone_is_fixed_and_arrays_become_parameters():
+    table = np.array([1.0, 2.0])
+    calls = []
+
+    def f(x: Any) -> Any:
+        calls.append(np.exp(table).sum())
+        return x * table + np.random.default_rng(len(calls)).normal(size=2)
+
+    compiled = jit(f)
+    first = compiled(np.zeros(2))
+    np.testing.assert_array_equal(compiled(np.zeros(2)), first)
+    assert len(calls) == 1
+    assert compiled.source(np.zeros(2)).split("\n")[3] == "def f(x, table, c):"
+
+
+def test_gradients_of_functions_nest_with_jit():
+    x = np.array([0.5, -1.0, 2.0])
+
+    def f(x: Any) -> Any:
+        return np.sum(np.sin(x) * x**2)
+
+    expected = grad(f)(x)
+    for g in (grad(jit(f)), jit(grad(f)), jit(grad(jit(f))), jit(jit(grad(f))), grad(jit(jit(f)))):
+        assert_alike(g(x), expected)
+    assert_alike(jit(hessian(f))(x), hessian(f)(x))
+    assert_alike(hessian(jit(f))(x), hessian(f)(x))
+    assert_alike(jit(jacobian(lambda x: np.outer(x, np.sin(x))))(x), jacobian(lambda x: np.outer(x, np.sin(x)))(x))
+    assert_alike(jit(lambda x, v: jvp(np.tanh, (x,), (v,)))(x, x + 1), jvp(np.tanh, (x,), (x + 1,)))
+    assert_alike(jit(lambda x, v: grad(lambda x: grad(f)(x) @ v)(x))(x, x + 1), hessian(f)(x) @ (x + 1))
+    third = grad(grad(grad(np.sin)))
+    assert_alike(jit(third)(0.5), third(0.5))
+    w = leaf(x)
+    jit(f)(w).backward()  # of a Tensor that requires gradients, f itself runs
+    assert_alike(w.grad, expected)
+    with no_grad():
+        assert_alike(jit(f)(w), np.asarray(f(x)))
+    helper = jit(lambda x: x * w)
+    assert_alike(jit(lambda x: helper(x) + helper(np.ones(3)))(x), x * w.data + w.data)
+
+
+def test_structures_go_in_and_come_out_as_with_the_function_itself():
+    Point = collections.namedtuple("Point", "x y")
+    rng = np.random.default_rng(0)
+    tree = {"a": [rng.normal(size=3), (rng.normal(size=(2, 3)), 2.0)], ("k", 1): Point(np.float32(1), None), 3: "text"}
+
+    def f(tree: Any, *rest: Any, scale: Any = 2, **more: Any) -> Any:
+        a, (m, s) = tree["a"]
+        point = Point(tree[("k", 1)].x * scale, [rest[0].sum(), more])
+        return collections.OrderedDict(b=(a @ m.T * s, point), a={3: [m], "n": (rest[1], True, None, tree[3])})
+
+    g = lambda *args, **options: arrays_of(f(*args, **options))  # noqa: E731
+    rest = np.ones(2), 7
+    compiled = jit(f)
+    for scale in (2, 3.0, np.float64(4)):
+        found = compiled(tree, *rest, scale=scale, extra=np.ones(1))
+        assert_alike(arrays_of(found), g(tree, *rest, scale=scale, extra=np.ones(1)))
+        assert type(found["b"][1]) is Point
+        assert type(found) is collections.OrderedDict
+    for result in ((), [], {}, None, 3, "a", ((),), (np.ones(2),)):
+        assert_alike(jit(lambda x, result=result: result)(1.0), result)
+        assert_alike(jit(lambda result=result: result)(), result)
+    nested = jit(grad(lambda p: (p["a"][0] * p["b"]).sum()))
+    p = {"a": [np.ones(2), np.ones(1)], "b": np.full(2, 3.0)}
+    assert_alike(nested(p), grad(lambda p: (p["a"][0] * p["b"]).sum())(p))
+
+
+def test_results_are_arrays_of_their_own():
+    x, w = np.ones((2, 3)), leaf(np.ones((2, 3)))
+    plain = np.ones((2, 3))
+
+    def f(x: Any) -> Any:
+        y = x + 1
+        both = value_and_grad(lambda x: (x * plain).sum())(x)
+        return (
+            x,
+            x.T,
+            w,
+            w[0],
+            y,
+            y,
+            y.T,
+            y.reshape(3, 2),
+            np.broadcast_to(y[0], (2, 3)),
+            plain,
+            both[1],
+            +y,
+            x[:, None],
+        )
+
+    results = jit(f)(x)
+    for i, result in enumerate(results):
+        assert result.flags.writeable
+        assert not any(np.shares_memory(result, other) for other in (x, w.data, *results[:i], *results[i + 1 :]))
+    assert type(jit(lambda x: x.sum())(x)) is type(jit(lambda x: x)(2.0)) is np.ndarray
+
+
+def test_cache_has_a_key_for_each_kind_is_bounded_and_tells_about_itself():
+    f = jit(lambda x, n=0, *, flag=None: x * n)
+    for n, dtype in ((1, int), (True, int), (1.0, float), (2.5, float), (np.float32(2), float), (np.int8(3), int)):
+        assert f(np.ones(2, int), n).dtype == dtype
+    assert f.cache_info() == (1, 5, 128, 5)  # 1.0 and 2.5 are of one kind
+    for same in (np.array(5, np.int8), np.int8(7)):
+        assert f(np.ones(2, int), same).tolist() == [same, same]
+    assert f.cache_info()[:2] == (3, 5)
+    for other in (np.ones(3, int), np.ones(2), np.ones((2, 1), int), np.ones(2, ">i8"), [1.0, 2.0], (1.0,), {"a": 1.0}):
+        before = f.cache_info().misses
+        if not isinstance(other, (list, tuple, dict)):
+            f(other, 1)
+            f(other + 1, 1)
+        else:
+            jit(lambda x: x)(other)
+            continue
+        assert f.cache_info().misses == before + 1
+    before = f.cache_info().misses
+    for flag in ("a", None, "b", 1, True, (1, "a"), (True, "a"), slice(1), slice(2), ..., np.tanh, abs):
+        f(np.ones(2), 2, flag=flag)
+        f(np.ones(2), 2, flag=flag)
+    assert f.cache_info().misses == before + 12
+    for n in range(200):
+        assert f(np.ones(1), n) == n
+    assert f.cache_info().currsize == 128
+    assert f(np.ones(1), 199) == 199
+    assert f.cache_info().maxsize == 128
+
+
+@pytest.mark.parametrize("order", ["C", "F", "strided", "negative", "read-only", "big-endian", "offset"])
+def test_memory_order_of_arguments_does_not_matter(order):
+    rng = np.random.default_rng(0)
+
+    def f(x: Any, w: Any) -> Any:
+        return (
+            np.sum(np.ravel(x)[2:8].reshape(2, 3) * w) + (x.T.reshape(-1) ** 2).sum() + np.sum(np.transpose(x)[0] ** 3)
+        )
+
+    compiled = jit(value_and_grad(f, (0, 1)))
+    compiled(rng.normal(size=(3, 4)), rng.normal(size=(2, 3)))
+    x, w = rng.normal(size=(3, 4)), rng.normal(size=(2, 3))
+    change: dict[str, Any] = {
+        "C": np.copy,
+        "F": np.asfortranarray,
+        "strided": lambda x: np.repeat(x, 2, axis=1)[:, ::2],
+        "negative": lambda x: x[::-1, ::-1].copy()[::-1, ::-1],
+        "read-only": lambda x: np.broadcast_to(x, x.shape),
+        "big-endian": lambda x: x.astype(">f8"),
+        "offset": lambda x: np.frombuffer(b"1" + x.tobytes(), np.uint8)[1:].view(float).reshape(x.shape),
+    }
+    assert_alike(arrays_of(compiled(change[order](x), change[order](w))), value_and_grad(f, (0, 1))(x, w))
+    assert compiled.cache_info().misses == (2 if order == "big-endian" else 1)
+
+
+def test_python_floats_stay_weak_and_their_arithmetic_is_numpys_under_jit():
+    single = np.array([1.5, -2.0], np.float32)
+    operators = [operator.add, operator.sub, operator.mul, operator.truediv, operator.pow, operator.mod]
+    with np.errstate(all="ignore"):
+        for op in operators:
+            compiled = jit(lambda x, a, b, op=op: (x * op(a, b), op(a, 3), op(3, a), op(a, 2.0) * x, op(x, a)))
+            for a, b in ((2.5, 3.5), (1.0, 0.0), (0.0, -1.0), (-8.0, 1 / 3), (1e300, 1e300), (math.inf, math.nan)):
+                x = single
+                a64 = np.float64(a)
+                expected = (
+                    x * float(op(a64, b)),
+                    np.asarray(op(a64, 3)),
+                    np.asarray(op(np.float64(3), a)),
+                    x * float(op(a64, 2.0)),
+                    op(x, a),
+                )
+                assert_alike(compiled(x, a, b), expected, rtol=1e-6)
+            assert compiled.cache_info().misses == 1
+        unary = jit(lambda x, a: (x * -a, x * abs(a), x * +a, -a, np.exp(a), (a < 1) & (a >= 0), x * (a * a - a)))
+        for a in (2.0, -0.5):
+            expected = (single * -a, single * abs(a), single * a, -a, np.exp(a), 0 <= a < 1, single * (a * a - a))
+            assert_alike(unary(single, a), arrays_of(tuple(np.asarray(x) for x in expected)), rtol=1e-6)
+    both = jit(value_and_grad(lambda lr, x: (x * lr).sum()))
+    assert_alike(both(0.5, single), value_and_grad(lambda lr, x: (x * lr).sum())(0.5, single))
+
+
+def untraceable_write(x: Any) -> Any:
+    array = np.zeros(3)
+    array[:] = x
+    return array
+
+
+W_OUTSIDE = leaf([1.0, 2.0, 3.0])
+B_OUTSIDE = leaf(2.0)
+UNTRACEABLE: list[tuple[str, Any, str]] = [
+    ("if", lambda x: x if x[0] > 0 else -x, r"if, while or bool\(\).*np\.where"),
+    ("while", lambda x: [None for _ in iter(lambda: bool(x.sum()), False)], r"if, while or bool\(\).*np\.where"),
+    ("if on what is outside", lambda x: x if B_OUTSIDE > 0 else -x, r"if, while or bool\(\).*np\.where"),
+    ("max of Python", lambda x: max(x[0], x[1]), r"if, while or bool\(\).*np\.where"),
+    ("bool of np.allclose", lambda x: bool(np.allclose(x, 1)), r"if, while or bool\(\)"),
+    ("float", lambda x: float(x.sum()), r"float\(\).*np\. functions"),
+    ("float of what is outside", lambda x: x * float(B_OUTSIDE), r"float\(\).*np\. functions"),
+    ("math", lambda x: math.exp(x.sum()), r"math's functions.*np\. functions"),
+    ("int", lambda x: int(x.sum()), r"int\(\)"),
+    (".item()", lambda x: x * x.sum().item(), r"\.item\(\).*np\. functions"),
+    (".item() of what is outside", lambda x: x * B_OUTSIDE.item(), r"\.item\(\).*np\. functions"),
+    ("format", lambda x: f"{x.sum():.3f}", r"\.item\(\)"),
+    (".data", lambda x: x.data * 2, r"reading \.data.*outside"),
+    (".data of what is outside", lambda x: x * W_OUTSIDE.data, r"reading \.data.*outside"),
+    ("setting .data", lambda x: setattr(W_OUTSIDE, "data", np.ones(3)), r"setting \.data.*outside"),
+    (".grad", lambda x: x * W_OUTSIDE.grad, r"reading \.grad.*outside"),
+    ("setting .grad", lambda x: setattr(W_OUTSIDE, "grad", None), r"setting \.grad.*outside"),
+    ("np.asarray", lambda x: np.asarray(x), r"np\.asarray\(\)"),
+    ("np.array", lambda x: np.array([x, x]), r"np\.stack"),
+    ("mask", lambda x: x[x > 0], r"shape depends on values.*np\.where\(mask, x, 0\)"),
+    ("mask of what is outside", lambda x: W_OUTSIDE[x > 0], r"shape depends on values"),
+    ("np.nonzero", lambda x: np.nonzero(x), r"shape depends on values"),
+    ("np.where of one", lambda x: np.where(x > 0), r"shape depends on values"),
+    ("np.repeat", lambda x: np.repeat(x, np.argmax(x)), r"shape depends on values"),
+    ("slice", lambda x: x[: np.argmax(x)], r"length or in range\(\).*Python int"),
+    ("range", lambda x: [0 for _ in range(np.argmax(x))], r"length or in range\(\).*Python int"),
+    ("writing", lambda x: operator.setitem(x, 0, 1), r"written to.*np\.where"),
+    ("writing into an array", untraceable_write, r"np\.asarray\(\)"),
+    ("backward", lambda x: (x * W_OUTSIDE).sum().backward(), r"backward\(\).*grad\(\)"),
+    ("step", lambda x: SGD([W_OUTSIDE], lr=0.1).step(), r"step\(\).*outside"),
+]
+
+
+@pytest.mark.parametrize(("f", "message"), [e[1:] for e in UNTRACEABLE], ids=[e[0] for e in UNTRACEABLE])
+def test_what_cannot_be_traced_is_an_error_that_says_why_and_what_to_write(f, message):
+    before = W_OUTSIDE.data.tolist(), W_OUTSIDE.grad
+    with pytest.raises(TypeError, match=message) as caught:
+        jit(f)(np.array([1.0, -2.0, 3.0]))
+    assert "\n" not in str(caught.value)
+    assert (W_OUTSIDE.data.tolist(), W_OUTSIDE.grad) == before
+    assert jit(lambda x: x * 2)(1.0) == 2  # nothing of the failure is left
+
+
+def test_other_errors_of_jit_say_what_to_do():
+    leaked: list[Any] = []
+    jit(lambda x: leaked.append(x * 2))(1.0)
+    for use in (lambda: leaked[0] + 1, lambda: jit(lambda x: x + leaked[0])(1.0), lambda: jit(lambda: leaked[0])()):
+        with pytest.raises(TypeError, match="used outside: return it"):
+            use()
+    with pytest.raises(TypeError, match="a set may change: give it an array"):
+        jit(lambda x, s: x)(1.0, {1})
+    with pytest.raises(ValueError, match=r"np\.multiply of shapes \(2,\) and \(3,\)"):
+        jit(lambda x, y: x * y)(np.ones(2), np.ones(3))
+    with pytest.raises(KeyError, match="mine"):
+        jit(lambda x: {}["mine"])(1.0)
+    inverse = jit(np.linalg.inv)
+    inverse(np.eye(2))
+    with pytest.raises(np.linalg.LinAlgError, match="Singular"):
+        inverse(np.zeros((2, 2)))
+    ordered = jit(lambda x, y: np.where(x > y, x, y).sum())
+    assert ordered(np.ones(2), np.zeros(2)) == 2
+    with pytest.raises(TypeError, match="missing 1 required positional argument"):
+        ordered(np.ones(2))
+
+
+def test_nothing_that_a_caller_passes_becomes_code():
+    class Text(str):
+        def __repr__(self) -> str:
+            return "exit('code')"
+
+    class Number(float):
+        def __repr__(self) -> str:
+            return "exit('code')"
+
+    class Whole(int):
+        __repr__ = Number.__repr__  # type: ignore[assignment]
+
+    bad = "a\n    exit('code')\n#"
+    key = Text(bad)
+    x = np.array([1.0, 2.0])
+
+    def f(tree: Any, text: Any, number: Any, whole: Any, **more: Any) -> Any:
+        picked = tree[bad] * number + tree[key] * Number(3) + tree[(1, bad)] - Whole(2) + more[bad]
+        return {bad: picked, key: (text, whole, number)}, np.where(picked > math.inf, -math.inf, math.nan)
+
+    f.__name__ = f.__qualname__ = bad
+    arguments = [{bad: x, key: x, (1, bad): x + 1}, key, Number(2), Whole(5)]
+    compiled = jit(f)
+    assert_alike(compiled(*arguments, **{bad: x}), arrays_of(f(*arguments, **{bad: x})))
+    source = compiled.source(*arguments, **{bad: x})
+    check_text(source)
+    assert "exit('code')" not in re.sub(r"'[^'\n]*'|\"[^\"\n]*\"", "", source)
+
+    def shadows(np: Any, len: Any, float: Any, args: Any, NotImplemented: Any, _array: Any, lambda_: Any) -> Any:  # noqa: A002, N803
+        return np * len + float / args - NotImplemented * _array + lambda_
+
+    numbers = [np.arange(1.0, 4) + i for i in range(7)]
+    assert_alike(jit(shadows)(*numbers), shadows(*numbers))
+    check_text(jit(shadows).source(*numbers))
+
+
+def test_lines_of_generated_code_show_in_tracebacks_and_go_with_it():
+    def f(x: Any) -> Any:
+        y = x + 1
+        return np.linalg.inv(y)
+
+    others = {*linecache.cache}
+    compiled = jit(f)
+    compiled(np.eye(2))
+    for function in (compiled, compiled.lower(np.eye(2))):
+        with pytest.raises(np.linalg.LinAlgError) as caught:
+            function(-np.ones((2, 2)))
+        lines = [entry.line for entry in traceback.extract_tb(caught.value.__traceback__)]
+        assert any(line.startswith("return np.linalg.inv(y)") for line in lines)
+    assert inspect.getsource(compiled.lower(np.eye(2))).startswith("def f(x):")
+    before = {name for name in {*linecache.cache} - others if name.startswith("<jit f ")}
+    assert len(before) == 2
+    del compiled, function
+    caught = None  # type: ignore[assignment]
+    gc.collect()
+    assert not before & {*linecache.cache}
+
+
+def test_users_rules_work_under_jit():
+    cube = defvjp(lambda x: x * x * x, lambda g, out, x: g * 3 * x**2)
+    defvjp(scipy.special.erf, lambda g, out, x: g * (2 / math.sqrt(math.pi)) * np.exp(-x * x))
+    x = np.array([0.5, -1.5])
+    for f in (lambda x: cube(x).sum(), lambda x: scipy.special.erf(x).sum(), lambda x: relu(sigmoid(x) - 0.5).sum()):
+        for g in (value_and_grad(f), grad(lambda x, f=f: grad(f)(x).sum())):
+            compiled = jit(g)
+            compiled(x)
+            assert_alike(compiled(x + 1), g(x + 1))
+    assert "def <lambda>" not in jit(cube).source(x)
+    assert jit(lambda x: scipy.special.erf(x)).source(x).split("\n")[3] in (
+        "def function(x, erf):",
+        "def function(x, c):",
+    )
+
+
+def test_jit_works_without_arguments_on_methods_and_on_functions_in_c():
+    class Model:
+        def __init__(self) -> None:
+            self.w = leaf([1.0, 2.0])
+
+        @jit
+        def loss(self, x: Any, power: int = 2) -> Any:
+            return (self.w * x**power).sum()
+
+    model, other = Model(), Model()
+    other.w.data = [3.0, 4.0]
+    x = np.array([1.0, 3.0])
+    assert [m.loss(x).item() for m in (model, other, model)] == [19, 39, 19]
+    model.w.data = [0.0, 1.0]
+    assert (model.loss(x).item(), model.loss(x, power=1).item(), model.loss(x, 1).item()) == (9, 3, 3)
+    assert model.loss.cache_info().misses == 4
+    assert_alike(jit(np.sin)(0.5), np.asarray(np.sin(0.5)))
+    assert_alike(jit(functools.partial(np.sum, axis=0))(np.ones((2, 3))), np.full(3, 2.0))
+    assert_alike(jit(lambda: model.w * 2)(), np.array([0.0, 2.0]))
+    assert model.loss.__name__ == "loss"
+
+
+def test_arrays_of_other_libraries_and_pandas_under_jit():
+    f = jit(lambda x, y: (x * y).sum(axis=0))
+    frame = pd.DataFrame({"a": [1.0, 2.0], "b": [3.0, 4.0]})
+    assert_alike(f(frame, Tensor(frame) + 1), (frame * (frame + 1)).to_numpy().sum(axis=0))
+    assert f.cache_info()[:2] == (0, 1)
+    lazy = f(da.ones((4, 2), chunks=2), 2.0)
+    assert isinstance(lazy, da.Array)
+    assert lazy.compute().tolist() == [8, 8]
+    w = Tensor(da.ones(3, chunks=3), requires_grad=True)
+    with pytest.raises(TypeError, match="array of another library on this machine"):
+        jit(lambda x: x * w)(np.ones(3))
+    assert_alike(f(np.ones(2).view(type("Mine", (np.ndarray,), {})), 3.0), np.asarray(6.0))
+
+
+def test_deep_functions_under_jit():
+    def f(x: Any, n: int) -> Any:
+        for i in range(n):
+            x = x * 1.0001 + 0.5 / (i + 1)
+        return x
+
+    assert_alike(jit(grad(f))(1.0, 3000), grad(f)(1.0, 3000))
+    assert_alike(jit(lambda x: sum([x] * 3000))(np.ones(2)), np.full(2, 3000.0))
+
+
+def test_threads_share_jitted_functions_while_others_trace_and_train():
+    w = leaf(np.ones(3))
+    f = jit(value_and_grad(lambda x, n: (np.tanh(w * x) ** n).sum()))
+    errors: list[Any] = []
+
+    def work(k: int) -> None:
+        try:
+            for i in range(60):
+                x, n = np.full(3, 0.1 * k + i), 2 + (i + k) % 5
+                found, slope = f(x, n)
+                assert abs(found - (np.tanh(x) ** n).sum()) < 1e-12
+                eager = leaf(x)
+                (np.tanh(eager) ** n).sum().backward()
+                np.testing.assert_allclose(slope, eager.grad, rtol=1e-9, atol=1e-14)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert tinygrad_lite._traces == []
+
+
+def test_generated_code_makes_the_numpy_calls_and_arrays_of_code_by_hand():
+    """Counts, as times depend on the machine: of the calls in the text, and of the bytes at the worst moment."""
+    rng = np.random.default_rng(0)
+    w, b, x = 0.5, 0.1, rng.normal(size=100_000)
+
+    def f(w: Any, b: Any, x: Any) -> Any:
+        return np.mean(np.tanh(w * x + b) ** 2)
+
+    def by_hand(w: Any, b: Any, x: Any) -> Any:
+        t = np.tanh(w * x + b)
+        dz = 2 / x.size * t * (1 - t * t)
+        return (t * t).sum() / x.size, ((dz * x).sum(), dz.sum(), dz * w)
+
+    lowered = jit(value_and_grad(f, (0, 1, 2))).lower(w, b, x)
+    peaks = []
+    for function in (lowered, by_hand, lowered, by_hand):
+        tracemalloc.start()
+        function(w, b, x)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[2] <= 1.05 * peaks[3]
+    arrays = [rng.normal(size=shape) for shape in ((3, 16), 16, (16, 1), 1, (105, 3), (105, 1))]
+    source = jit(value_and_grad(two_layers, (0, 1, 2, 3))).source(*arrays)
+    operations = [n for n in ast.walk(ast.parse(source)) if isinstance(n, (ast.BinOp, ast.Call))]
+    assert len(operations) <= 24
 
 
 # --- Arrays of other libraries ----------------------------------------------------------------------------------------
@@ -3371,8 +3999,9 @@ def linear(capsys: Any, *args: object) -> Any:
 def test_linear_script_prints_a_line_per_epoch_and_the_line_it_found():
     done = run_script("train_linear.py", "--rows", 500, "--epochs", 20)
     assert (done.returncode, done.stderr) == (0, "")
-    *epochs, last = done.stdout.splitlines()
+    *epochs, work, last = done.stdout.splitlines()
     assert last == "y = 1.000000 x - 1.000000"
+    assert re.fullmatch(r"10,000 steps in [\d.]+ s, engine jit", work)
     assert len(epochs) == 20
     pattern = r"epoch +(\d+)  loss (\S+)  w (\S+)  b (\S+)  ([\d,]+) steps/s"
     numbers = [re.fullmatch(pattern, line).groups() for line in epochs]
@@ -3407,9 +4036,10 @@ def test_linear_runs_the_same_model_on_numbers_and_arrays(monkeypatch, capsys):
     assert shapes == {1: {((), ()), ((), (100,))}, 64: {((), (64,)), ((), (36,)), ((), (100,))}}
 
 
-def test_linear_steps_are_those_of_gradient_descent_by_hand():
+@pytest.mark.parametrize("eager", [False, True])
+def test_linear_steps_are_those_of_gradient_descent_by_hand(eager):
     x, y = np.array([0.5, -1.0, 2.0]), np.array([1.0, 0.0, -1.0])
-    *_, (_, loss, w, b, steps, _) = train_linear.train(x, y, 3, 1, 0.1, seed=7)
+    *_, (_, loss, w, b, steps, _) = train_linear.train(x, y, 3, 1, 0.1, seed=7, eager=eager)
     rng, w_hand, b_hand = np.random.default_rng(7), 0.0, 0.0
     for epoch in range(3):
         for i in rng.permutation(3):
@@ -3418,6 +4048,15 @@ def test_linear_steps_are_those_of_gradient_descent_by_hand():
             w_hand, b_hand = w_hand - rate * 2 * error * x[i], b_hand - rate * 2 * error
     assert (w, b, steps) == (pytest.approx(w_hand, rel=1e-12), pytest.approx(b_hand, rel=1e-12), 9)
     assert loss == pytest.approx(np.mean((w_hand * x + b_hand - y) ** 2), rel=1e-12)
+
+
+@pytest.mark.parametrize("size", [1, 32])
+def test_linear_with_jit_and_with_backward_come_to_the_same(capsys, size):
+    reports = [linear(capsys, "--rows=300", "--epochs=5", "--batch-size", size, *way) for way in ((), ("--eager",))]
+    assert [report.pop("engine") for report in reports] == ["jit", "eager"]
+    for report in reports:
+        del report["seconds"]
+    assert reports[0] == pytest.approx(reports[1], rel=1e-13, abs=0)
 
 
 def test_linear_seed_decides_the_order(capsys):
@@ -3472,7 +4111,8 @@ def test_linear_interrupted_gives_the_report_so_far(monkeypatch, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in lines[:3]] == [["epoch", "1"], ["epoch", "2"], ["epoch", "3"]]
     assert lines[3] == "interrupted in epoch 3: this is the line so far"
-    assert lines[4].startswith("y = ")
+    assert lines[4].startswith("400 steps in ")
+    assert lines[5].startswith("y = ")
 
 
 def test_linear_interrupted_within_the_first_epoch_keeps_the_steps_taken(monkeypatch, capsys):
@@ -3885,10 +4525,22 @@ def test_every_epoch_takes_every_row_once_in_even_batches(batch_size, sizes, mon
     batches = []
     predict = train_gender.predict
     monkeypatch.setattr(train_gender, "predict", lambda layers, x: (batches.append(x), predict(layers, x))[1])
-    train_gender.main(["--source=sample", "--epochs=1", f"--batch-size={batch_size}"])
+    train_gender.main(["--source=sample", "--epochs=1", f"--batch-size={batch_size}", "--eager"])
     train, _, *steps, _, _ = batches  # before and after the epoch both parts are predicted whole
     assert {len(step) for step in steps} == sizes
     np.testing.assert_array_equal(np.sort(np.vstack(steps), axis=0), np.sort(train, axis=0))
+
+
+@pytest.mark.parametrize("options", [(), ("--hidden=5", "--batch-size=50")])
+def test_jit_and_backward_train_to_the_same_parameters(options, gender):
+    jitted, eager = [
+        strict_json(gender("--source=sample", "--epochs=30", "--json", *options, *way)[1]) for way in ((), ("--eager",))
+    ]
+    assert (jitted["engine"], eager["engine"]) == ("jit", "eager")
+    for part in ("train", "test"):
+        assert jitted["model"][part] == pytest.approx(eager["model"][part], rel=1e-12)
+    text = gender("--source=sample", "--epochs=1", "--eager")[1]
+    assert re.search(r"^1 epoch in [\d.]+ s, engine eager$", text, re.MULTILINE)
 
 
 def test_same_seed_gives_the_same_report_and_another_seed_another(gender):

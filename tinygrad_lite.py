@@ -1332,8 +1332,8 @@ def jvp(f: Callable, args: tuple, tangents: tuple) -> tuple[Any, Any]:
 
 
 # --- jit --------------------------------------------------------------------------------------------------------------
-# While jit runs a function for the first time, its Tensors hold Traced values: arrays of a kind that note every call that
-# NumPy gets, from rules too. The notes, less what is dead, double or trivial, are printed as one plain NumPy function.
+# While jit runs a function for the first time, its Tensors hold Traced values, arrays of a kind that note every call to
+# NumPy, by rules too. The notes, less what is dead, double or trivial, are printed as one plain NumPy function.
 
 
 class _Line:
@@ -1358,11 +1358,14 @@ class _Line:
         self.ndim, self.size = len(self.shape or ()), math.prod(self.shape or ())
 
 
+_nothing = None, None, False
+
+
 def _like(x):
     """What the line of a value is like."""
-    if not isinstance(x, (np.ndarray, np.generic, float, int)):
-        return None, None, False
-    return np.shape(x), np.result_type(x), x.__class__ in _python
+    if type(x) in _python:
+        return (), np.result_type(x), True
+    return (x.shape, x.dtype, False) if isinstance(x, (np.ndarray, np.generic)) else _nothing
 
 
 def _is_line(x):
@@ -1413,9 +1416,6 @@ class _Traced(np.lib.mixins.NDArrayOperatorsMixin):
     def __len__(self):
         return len(self.example)
 
-    def __iter__(self):
-        return (self[i] for i in range(len(self)))
-
     def __repr__(self):
         return f"<of shape {self.shape}, traced>"
 
@@ -1442,7 +1442,7 @@ _reshapes = {np.reshape, np.ravel, np.squeeze, np.expand_dims, np.atleast_1d, np
 _transposes = {np.transpose, np.swapaxes, np.moveaxis, np.matrix_transpose, np.linalg.matrix_transpose}
 _reductions = {np.sum, np.mean, np.max, np.min, np.prod}
 _methods = {*_reductions, np.any, np.all, np.argmax, np.argmin, np.cumsum, np.reshape, np.transpose, _astype}
-_fresh = {*_reductions, np.where, np.concatenate, np.full, _add_at, _astype}  # whose results share no memory
+_reserved = {"np", "float", "len", "NotImplemented", *keyword.kwlist}
 _sized_by_values = {np.nonzero, np.argwhere, np.flatnonzero}
 _sized_by_arguments = {np.repeat, np.tile, np.pad, np.reshape, np.broadcast_to, np.split, np.array_split}
 _sized_by_arguments |= {np.hsplit, np.vsplit, np.dsplit}
@@ -1484,16 +1484,15 @@ class _Trace:
         self.outside: dict[int, _Line] = {}  # what else the function reads, by its id
         self.step: tuple[Any, ...] = ()  # of the lines to come, set by _backward
         self.texts: dict[_Line, str] = {}  # of each line its name, or its call where that stands in for it
-        self.names = collections.Counter(
-            ["np", "float", "slice", "len", "NotImplemented", *keyword.kwlist]
-        )  # how often they were asked for
+        self.names = collections.Counter(_reserved)  # how often they were asked for
         self.parameters: list[_Line] = []  # of the lines outside, those that the text reads
+        self.views: set[_Line] = set()  # what may be memory of an argument
         self.results: set[_Line] = set()
         self.paths: dict[_Line, str] = {}  # where in the arguments a line is
         self.facts: list[str] = []  # what is taken as fixed
 
     def enter(self, x, path, *where):
-        """An argument with Traced values in place of arrays and floats; ``where`` it is in a structure: line and key."""
+        """An argument with Traced values for arrays and floats; ``where``: the line of what it is in, and the key."""
         is_array = isinstance(x, (np.ndarray, np.generic)) or type(x) is float
         line = self.new(op.getitem, where, {}, _like(x)) if where else _Line(None, (), {}, _like(x))
         if not where:
@@ -1536,18 +1535,21 @@ class _Trace:
         out = function(*examples, **named)
         if function in (np.shape, np.ndim, np.size, np.result_type):
             return out
-        is_operator = function in _symbols or function in (np.negative, np.absolute)
+        is_operator = function in _symbols or function in (np.negative, np.positive, np.absolute)
         if is_operator and out.__class__ is _float64 and all(x.__class__ in _python for x in examples):
             out = float(out)  # as Python has it
         self.take_names()
         args, options = _map(self.line_of, (args, options))
 
         def value(function, args, options, out):
-            return _Traced(self, self.line(function, args, options, _like(out)), out)
+            line = self.line(function, args, options, _like(out))
+            if function in _reshapes or any(np.may_share_memory(out, x) for x in _leaves(examples)):
+                self.views.add(line)
+            return _Traced(self, line, out)
 
         if not isinstance(out, (tuple, list)):
             return value(function, args, options, out)
-        whole = self.new(function, args, options, _like(None))
+        whole = self.new(function, args, options, _nothing)
         return _rebuilt(out, [value(op.getitem, (whole, i), {}, x) for i, x in enumerate(out)])
 
     def take_names(self):
@@ -1581,7 +1583,8 @@ class _Trace:
 
     def line(self, function, args, options, like):
         """The line of a call, in the simplest form that it has."""
-        (shape, dtype, _), x, rest = like, args[0] if args else None, args[1:]
+        (shape, dtype, _), rest = like, args[1:]
+        x: Any = args[0] if args else None
         size, by_order = math.prod(shape), any(_is_line(a) or isinstance(a, str) for a in _leaves((rest, options)))
 
         def full(c):
@@ -1632,7 +1635,7 @@ class _Trace:
         for i, a in enumerate(args):
             others = [b for b in (*args[:i], *args[i + 1 :]) if _is_line(b)]
             while _is_line(a) and a.function in (np.full, np.broadcast_to, np.reshape):
-                thin, shapes = a.args[0], [b.shape for b in others]
+                thin, shapes = a.args[0], [b.shape or () for b in others]
                 if _is_full(a):
                     thin = int(a.args[1]) if a.args[1].is_integer() else a.args[1]
                     fits = any(b.like[1:] == a.like[1:] == like[1:] and not _is_full(b) for b in others)
@@ -1648,7 +1651,7 @@ class _Trace:
         """The line of a result: of a copy, where it may be an argument's memory, another result's or none at all."""
         line = self.line_of(x)
         if _is_line(line) and line.shape is not None:
-            is_own = (isinstance(line.function, np.ufunc) or line.function in _fresh) and not line.is_python
+            is_own = line.function is np.full or (line.function and line not in self.views and not line.is_python)
             if not is_own or (line.shape and line in self.results):
                 line = self.lines[object()] = _Line(np.copy, (line,), {}, line.like)
             self.results.add(line)
@@ -1686,7 +1689,7 @@ class _Trace:
     def text(self, line):
         """The call of a line, in the texts of its arguments."""
         function, args, options, show = line.function, line.args, line.options, self.show
-        of_python = all([a.is_python if _is_line(a) else type(a) in _python for a in args])
+        of_python = all(a.is_python if _is_line(a) else type(a) in _python for a in args)
         symbol = _symbols.get(function) if len(args) == 2 and not options else None
         if symbol and (not of_python or symbol in "+-*"):  # elsewhere Python's numbers do not do as NumPy's
             return f"({show(args[0])} {symbol} {show(args[1])})"
@@ -1706,6 +1709,8 @@ class _Trace:
             return f"{show(args[0])}.T"
         is_method = function in _methods and not of_python
         rest = ", ".join([show(a) for a in args[is_method:]] + [f"{key}={show(a)}" for key, a in options.items()])
+        if function is np.reshape and is_method:
+            rest = ", ".join(map(show, args[1])) or "()"
         if is_method:
             return f"{show(args[0])}.{function.__name__.lstrip('_')}({rest})"
         is_float = line.is_python and line.dtype == np.float64 and function is not np.copy
@@ -1726,7 +1731,7 @@ class _Trace:
             if line not in needed:
                 self.texts[line] = line.name or "..."
                 continue
-            of, by = [self.texts.get(x, "...") for x in line.step or (None, None)]
+            of, by = [self.texts.get(x, "...") for x in line.step or (line, line)]
             name = (
                 line.name
                 or self.paths.get(line)
@@ -1738,7 +1743,7 @@ class _Trace:
                 self.texts[line] = call
                 continue
             self.texts[line] = name = self.unique(name or "tg"[bool(line.step)])
-            comment = "" if line.shape is None else f"  # {line.shape}"
+            comment = "  # several arrays" if line.shape is None else f"  # {line.shape}"
             if line.step:
                 of, by = [x if x.isidentifier() or x == "..." else f"({_plain(x)})" for x in (of, by)]
                 comment += f", d {of} / d {by}"
@@ -1747,9 +1752,9 @@ class _Trace:
                 statements += ["", "# Backward"] if backward else [""]
             statements.append(f"{name} = {_plain(call)}{comment}")
             if line.function is _add_at:
-                values, index = _plain(self.show(line.args[0])), line.args[1]
-                into = f"{name}[{self.show(index, True)}] = {values}"
-                statements.append(into if _is_basic(index) else f"np.add.at({name}, {self.show(index)}, {values})")
+                values, index = _plain(self.show(line.args[0])), self.show(line.args[1], True)
+                at = f"np.add.at({name}, {index if _is_line(line.args[1]) else f'np.s_[{index}]'}, {values})"
+                statements.append(f"{name}[{index}] = {values}" if _is_basic(line.args[1]) else at)
         return statements
 
 
@@ -1799,8 +1804,8 @@ _Generated = collections.namedtuple("_Generated", "text lowered run")
 def _generate(f, args, options):
     """What jit makes of f for arguments of one kind.
 
-    ``text`` is a module, and ``lowered`` the function in it, given what that reads from outside. ``run(args, options)``
-    does the same, with 0-d arrays for the numbers that it returns, and gives NotImplemented for arguments of other kinds.
+    ``text`` is a module; ``lowered`` is the function in it, given what that reads from outside. ``run(args, options)``
+    does the same for arguments of this kind, with 0-d arrays for the numbers that it returns, or gives NotImplemented.
     """
     trace, n, names = _Trace(), len(args), []
     with contextlib.suppress(ValueError):  # of functions in C that do not tell their parameters
@@ -1817,24 +1822,19 @@ def _generate(f, args, options):
         _thread.trace = None
         _traces.remove(trace)
 
-    statements = trace.body(out)
-    items = out if type(out) is tuple and out else (out,)
-    texts = [_plain(trace.show(x)) for x in items]
-    comma = "," * (len(items) == 1 and items is out)
+    statements, results = trace.body(out), out if type(out) is tuple and out else (out,)
+    texts = [_plain(trace.show(x)) for x in results]
+    shapes = [str(x.shape) for x in _leaves(out) if _is_line(x) and not trace.texts[x].isidentifier()]
+    comma = "," * (len(results) == 1 and results is out)
+    last = f"return {', '.join(texts)}{comma}" + (f"  # {', '.join(shapes)}" if shapes else "")
     outside, name = [trace.texts[line] for line in trace.parameters], getattr(f, "__name__", "")
-    name = trace.unique(name if name.isidentifier() else "function")
+    name = name if name.isidentifier() and name not in _reserved else "function"
     head = f"def {name}({', '.join([*parameters[:n], *outside, *parameters[n:]])}):"
-    shapes = (
-        ""
-        if any(isinstance(x, (tuple, list, dict)) for x in items)
-        else f"  # {', '.join([str(x.shape) for x in items if _is_line(x)])}"
-    )
-    lines = [f"# {', '.join(trace.facts)}", *statements, f"return {', '.join(texts)}{comma}{shapes}"]
-    module = ["import numpy as np", "", "", head, *[f"    {line}".rstrip() for line in lines]]
-    lowered = _defined(name, module, {})
+    body = [f"    {line}".rstrip() for line in (f"# {', '.join(trace.facts)}", *statements, last)]
+    module = ["import numpy as np", "", "", head, *body]
 
     scope = {"np": np, "_array": np.ndarray, "_map": _map, "_as_data": _as_data, "_signature": _signature}
-    scope |= {"_as_scalar": _as_scalar, "_options_order": [*options], "_lowered": lowered}
+    scope |= {"_as_scalar": _as_scalar, "_lowered": (lowered := _defined(name, module, {}))}
 
     def bind(x):
         scope[name := f"_{len(scope)}"] = x
@@ -1845,29 +1845,25 @@ def _generate(f, args, options):
     if values:
         call = ", ".join([*parameters[:n], *values, *parameters[n:]])
         lowered = eval(f"lambda {', '.join(parameters)}: _lowered({call})", scope)
-    unwraps, checks = [], []
+    checks = []
     for p, x in zip(parameters, given, strict=True):
         if isinstance(x, np.ndarray):
             checks.append(f"{p}.__class__ is _array and {p}.shape == {x.shape} and {p}.dtype == {bind(x.dtype)}")
-        elif isinstance(x, np.generic):
-            unwraps += [f"if {p}.__class__ is _array:", f"    {p} = {p}[()]"]
-            checks.append(f"{p}.__class__ is {bind(type(x))}")
+        elif isinstance(x, np.generic):  # a 0-d array is one too
+            checks.append(f"({p} := {p}[()] if {p}.__class__ is _array else {p}).__class__ is {bind(type(x))}")
         else:
-            checks.append(
-                f"{p}.__class__ is float" if type(x) is float else f"_signature({p}) == {bind(_signature(x))}"
-            )
-    found = f"(*_args, {', '.join([f'_options[{option!r}]' for option in options])})" if options else "_args"
-    for i, x in enumerate(items):
-        is_number, is_tree = _is_line(x) and x.shape == (), any(_is_line(y) and y.shape == () for y in _leaves(x))
-        texts[i] = f"({texts[i]}).__array__()" if is_number else f"_map(_as_data, {texts[i]})" if is_tree else texts[i]
+            same = f"_signature({p}) == {bind(_signature(x))}"
+            checks.append(f"{p}.__class__ is float" if type(x) is float else same)
+    for i, x in enumerate(results):
+        if any(_is_line(part) and part.shape == () for part in _leaves(x)):
+            texts[i] = f"({texts[i]}).__array__()" if _is_line(x) else f"_map(_as_data, {texts[i]})"
     run = [
-        f"if len(_args) != {n} or {'[*_options] != _options_order' if options else '_options'}:",
+        f"if len(_args) != {n} or {f'[*_options] != {bind([*options])}' if options else '_options'}:",
         "    return NotImplemented",
-        *[f"{', '.join(parameters)}, = {found}"][: len(parameters)],
-        *unwraps,
+        f"{''.join([f'{p}, ' for p in parameters]) or '_'} = {'(*_args, *_options.values())' if options else '_args'}",
         f"if not ({' and '.join(checks) or True}):",
         "    return NotImplemented",
-        *[f"{name} = {value}" for name, value in zip(outside, values, strict=True)],
+        *[f"{text} = {value}" for text, value in zip(outside, values, strict=True)],
         *statements,
         f"return {', '.join(texts)}{comma}",
     ]
@@ -1882,14 +1878,57 @@ class _Key(tuple):
 
 
 def jit(f: Callable) -> Any:
-    """jit doc."""
+    """A function that does what f does, by plain NumPy code that is generated when arguments of a new kind come.
+
+    For that, f runs once on Tensors, and what NumPy has to do, for gradients that f takes too, becomes one function
+    without ``if`` and loops. From then on that one runs: several times as fast as f where arrays are small.
+
+    Parameters
+    ----------
+    f : a function of arrays, numbers, nested tuples, lists and dicts of such, and of things that have a hash.
+
+    Returns
+    -------
+    A function of the same arguments that returns the same structure, with new arrays in place of Tensors, 0-d arrays
+    for numbers. It has three more:
+
+    ``source(*args)`` : the text of a module with the generated function, which needs NumPy alone.
+    ``lower(*args)`` : the generated function itself, for arguments of the same kind, which it does not check. It takes
+        and returns NumPy's scalars for numbers. Tensors and arrays from outside it has with it.
+    ``cache_info()`` : as of ``functools.lru_cache``; the 128 kinds that were used last are kept.
+
+    Notes
+    -----
+    A kind is a structure with the shapes and dtypes of its arrays and floats, and the values of everything else: of an
+    int, bool, string or None. Tensors from outside f are read at each call, so that steps of an optimizer are seen;
+    which ones is fixed, as are arrays from outside and all that NumPy makes of such alone, random numbers too. Called
+    with Tensors that require gradients, with arrays of another library, or within another such function, f itself runs.
+
+    Raises
+    ------
+    TypeError : for what depends on values and would be fixed: ``if`` of a Tensor, ``float``, ``.item()``, ``.data``,
+        ``np.asarray``, a mask as an index, ``backward()``. It says what to write instead.
+
+    >>> square = jit(grad(lambda x: (x**3).sum()))
+    >>> square(np.array([1.0, 2.0]))
+    array([ 3., 12.])
+    >>> print(jit(lambda x, y: x * y + 1).source(np.ones(2), 3.0))
+    import numpy as np
+    <BLANKLINE>
+    <BLANKLINE>
+    def function(x, y):
+        # x (2,), y ()
+        return x * y + 1  # (2,)
+    <BLANKLINE>
+    """
+    _check(callable(f), f"jit() takes a function, not {f!r}", TypeError)
     hits = 0
 
     @functools.lru_cache(128)
     def generated(key):
         return _generate(f, *key.__dict__.pop("arguments"))
 
-    def latest(args, options):
+    def latest(_args, _options):
         return NotImplemented
 
     def find(args, options):
