@@ -1538,8 +1538,8 @@ class _Trace:
         is_operator = function in _symbols or function in (np.negative, np.positive, np.absolute)
         if is_operator and out.__class__ is _float64 and all(x.__class__ in _python for x in examples):
             out = float(out)  # as Python has it
-        self.take_names()
         args, options = _map(self.line_of, (args, options))
+        self.take_names()
 
         def value(function, args, options, out):
             line = self.line(function, args, options, _like(out))
