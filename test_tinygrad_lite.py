@@ -2620,6 +2620,157 @@ def test_other_errors_of_jit_say_what_to_do():
         ordered(np.ones(2))
 
 
+def f4(*values: float) -> Any:
+    return np.array(values, np.float32)
+
+
+class Frozen:
+    """Equal to others, but not the same within."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Frozen) and self.value == other.value
+
+    def __hash__(self) -> int:
+        return hash(self.value)
+
+    def __repr__(self) -> str:
+        return f"Frozen({self.value!r})"
+
+
+M = np.array([[1.0, -2.0, 3.0], [0.5, 4.0, -1.0]])
+TWO_CALLS: list[tuple[str, Any, tuple[Any, ...], tuple[Any, ...]]] = [
+    ("initial", lambda x: np.sum(x, axis=0, initial=5.0), (M[:1],), (M[:1] + 1,)),
+    ("initial of a maximum", lambda x: np.max(x, initial=0.0), (M[0, 1],), (M[0, :1],)),
+    ("where", lambda x: np.mean(x, where=[True, False, True]), (M,), (M + 1,)),
+    ("where of a sum", lambda x: np.sum(x, where=False), (M[:1, :1],), (M[:1, :1] + 1,)),
+    ("sum of ones", lambda x: np.sum(np.ones_like(x), initial=5.0) + x, (f4(1, 3),), (f4(2, 3),)),
+    ("sum of none", lambda x: np.sum(np.ones_like(x) * np.inf), (M[:0],), (M[:0],)),
+    ("order", lambda x: np.reshape(np.reshape(x, (3, 2), order="F"), (6,)), (M,), (M + 1,)),
+    ("order by position", lambda x: np.reshape(np.reshape(x, (3, 2), "F"), 6), (M,), (M + 1,)),
+    ("order of ravel", lambda x: np.ravel(x, "F")[::-1] * np.ravel(x), (M,), (M.T,)),
+    ("rounding", lambda x: x * ((np.ones_like(x) * 16777216 + 1) - 16777216), (f4(1, 3),), (f4(2, 3),)),
+    ("overflow", lambda x: x + np.ones_like(x) * 1e30 * 1e30 / 1e30, (f4(1, 3),), (f4(2, 3),)),
+    ("negative zero", lambda x: x / (-np.zeros_like(x)), (f4(1, -3),), (f4(2, 3),)),
+    ("angle of negative zero", lambda x: np.arctan2(x, -np.zeros_like(x)), (f4(0),), (f4(1),)),
+    ("zero added", lambda x: 1 / (x + 0), (f4(1, -0.0),), (f4(-0.0, 1),)),
+    ("thirds", lambda x: np.mean(x) * 3 + np.ones_like(x) / 3 * x, (f4(1, 2, 4),), (f4(2, 3, 5),)),
+    ("weak reshape", lambda x, c: x * np.reshape(c, (1,)), (f4(1, 2), 0.1), (f4(2, 3), 0.2)),
+    ("weak reshapes", lambda x, c: x * np.reshape(np.reshape(c, (1,)), ()), (f4(1, 2), 0.1), (f4(2, 3), 0.2)),
+    ("weak broadcast", lambda x, c: x * np.broadcast_to(c, (2,)), (f4(1, 2), 0.1), (f4(2, 3), 0.2)),
+    ("weak copy", lambda x, c: x * np.copy(c), (f4(1, 2), 0.1), (f4(2, 3), 0.2)),
+    ("weak joined", lambda c, x: np.concatenate([np.reshape(c, (1,)), x]), (2.0, f4(3)), (3.0, f4(4))),
+    ("weak transpose", lambda c: np.transpose(c), (2.0,), (3.0,)),
+    ("weak sum", lambda c: np.sum(c) + np.mean(c, keepdims=True), (2.0,), (3.0,)),
+    ("weak dot", lambda c, d: np.inner(c, d) + np.dot(c, d), (2.0, 3.0), (3.0, 4.0)),
+    ("one element", lambda x: np.broadcast_to(np.reshape(x, ()), (3,)), (np.ones((1, 1)),), (np.zeros((1, 1)),)),
+    ("long long", lambda x: x * 2, (np.int64(3),), (np.longlong(4),)),
+    ("dtype", lambda x, d: x.astype(d), (M, np.float32), (M, np.int64)),
+    ("dtype object", lambda x, d: (x * 2).astype(d), (M, np.dtype("f4")), (M, np.dtype(int))),
+    ("truths", lambda x: np.array_equal(x, x[::-1]) + 1, (M,), (M * 0,)),
+    ("counts", lambda x: x / np.count_nonzero(x), (f4(1, 0),), (f4(1, 2),)),
+    ("frozensets", lambda x, s: x * max(s), (np.arange(3), frozenset({1})), (np.arange(3), frozenset({1.0}))),
+    ("keys", lambda d: [v * k[0] for k, v in d.items()], ({(1,): np.arange(3)},), ({(1.0,): np.arange(3)},)),
+    ("signs", lambda x, c: x / c.imag, (f4(1, 2), 1 + 0j), (f4(1, 2), complex(1, -0.0))),
+    ("fields", lambda x, s: x * s.value, (np.arange(3), Frozen(1)), (np.arange(3), Frozen(1.0))),
+    ("keys of a kind", lambda d: next(iter(d.values())) * 2, ({np.dtype("f4"): M},), ({np.dtype("f4"): M + 1},)),
+    ("key of a range", lambda d: d[range(3)] * 2, ({range(3): M},), ({range(3): M + 1},)),
+    ("letters", lambda d: np.exp(d["\u00b5"]) * 2 - np.exp(d["\u03bc"]), ({"\u00b5": M, "\u03bc": M + 1},), (
+        {"\u00b5": M * 2, "\u03bc": M},)),
+    ("structures", lambda d: d["w"] * d["w"], ({"w": M},), ({"w": M.view(type("Mine", (np.ndarray,), {}))},)),
+    ("empty", lambda x: (x.sum(axis=0), x.mean(axis=1), x.T @ x), (M[:, :0],), (M[:, :0],)),
+    ("ones of length", lambda x: x.sum(axis=1).max(axis=0) + x.mean(keepdims=True), (M[:1, :1],), (M[1:, 1:2],)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("f", "first", "second"), [e[1:] for e in TWO_CALLS], ids=[e[0] for e in TWO_CALLS])
+def test_second_call_with_other_values_gives_what_numpy_gives_too(f, first, second):
+    compiled = jit(f)
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        for args in (first, second, first):
+            found, expected = arrays_of(compiled(*args)), arrays_of(f(*args))
+            for p, q in zip(tree_leaves(found), tree_leaves(expected), strict=True):
+                assert type(p) is np.ndarray
+                assert p.dtype == np.asarray(q).dtype
+                np.testing.assert_array_equal(p, np.asarray(q))
+                np.testing.assert_array_equal(np.signbit(p), np.signbit(np.asarray(q)))
+    check_text(compiled.source(*first))
+
+
+def test_what_jit_would_do_only_once_is_refused_even_if_the_function_goes_on():
+    buffer, x = np.zeros(3), np.array([1.0, 2.0, 3.0])
+
+    def caught(x: Any) -> Any:
+        try:
+            return x * float(x.sum())
+        except TypeError:
+            return x
+
+    uniques = defvjp(lambda x: x * np.unique(x).size, lambda g, out, x: g)
+    writer = defvjp(lambda x: np.copyto(buffer, x) or x, lambda g, out, x: g)
+    for f, message in (
+        (caught, r"float\(\)"),
+        (lambda x: np.sum(x * np.ones((2, 1)), axis=0, out=buffer), "writes into an array"),
+        (lambda x: np.concatenate([x], out=buffer), "writes into an array"),
+        (lambda x: uniques(x), "shape depends on values"),
+        (lambda x: writer(x), "writes into an array"),
+        (lambda x: np.array(x) * 2, r"np\.asarray\(\)"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            jit(f)(x)
+        buffer[:] = 0
+
+
+def test_gradients_do_not_get_lost_in_jitted_functions_that_capture_what_is_computed():
+    def outer(v: Any) -> Any:
+        return jit(lambda x: (x * v).sum())(np.ones(2))
+
+    with pytest.raises(TypeError, match=r"computed Tensor from outside would lose its gradient.*as an argument"):
+        grad(outer)(np.array([3.0, 4.0]))
+    assert_alike(grad(lambda v: jit(lambda x, v: (x * v).sum())(np.ones(2), v))(np.array([3.0, 4.0])), np.ones(2))
+
+
+def test_other_functions_under_jit_do_not_disturb_a_trace():
+    inner = jit(lambda x: x * 2)
+
+    def f(x: Any) -> Any:
+        assert "x * 2" in inner.source(np.ones(3))
+        return inner(x) + inner.lower(np.ones(2))(np.ones(2))
+
+    assert_alike(jit(f)(np.array([1.0, 2.0])), np.array([4.0, 6.0]))
+
+
+def test_results_in_containers_of_every_kind():
+    def f(x: Any) -> Any:
+        found = collections.defaultdict(list)
+        found["a"] = x * 2
+        return found, x.dtype, range(3), np.tanh, slice(1, 2), [x.sum(), x.sum()], (x.max(),) * 2
+
+    found, *rest = jit(f)(M)
+    assert type(found) is collections.defaultdict
+    assert found.default_factory is list
+    assert_alike(found["a"], M * 2)
+    assert rest[:4] == [np.dtype(float), range(3), np.tanh, slice(1, 2)]
+    for same in rest[4:]:
+        assert not np.shares_memory(*same)
+
+
+def test_comments_name_each_value_once():
+    def f(x: Any) -> Any:
+        v = np.exp(x)
+        w = v * v
+        v = w.sum() + 0.5
+        return v * 2
+
+    lines = jit(grad(f)).source(M).splitlines()
+    labels = [line.split("  # ")[1] for line in lines if ", d " in line]
+    assert len({*labels}) == len(labels)
+    assert not any(re.search(r"d (\w+) / d \1$", label) for label in labels)
+
+
 def test_nothing_that_a_caller_passes_becomes_code():
     class Text(str):
         def __repr__(self) -> str:
@@ -2650,6 +2801,17 @@ def test_nothing_that_a_caller_passes_becomes_code():
 
     def shadows(np: Any, len: Any, float: Any, args: Any, NotImplemented: Any, _array: Any, lambda_: Any) -> Any:  # noqa: A002, N803
         return np * len + float / args - NotImplemented * _array + lambda_
+
+    class Name(str):
+        isidentifier = lambda self: True  # noqa: E731
+        startswith = lambda self, *args: False  # noqa: E731
+        __repr__ = __str__ = lambda self: "exit('code')"
+        __format__ = lambda self, spec: "exit('code')"  # noqa: E731
+
+    total_of = jit(lambda **o: sum(o.values()) * 2)
+    for name in (Name("a"), Name("b=exit('code')"), "\uff4e\uff50", "\uff49f", "\ufb01"):
+        for values in (x, x + 1):
+            assert_alike(total_of(**{name: values}), values * 2)
 
     numbers = [np.arange(1.0, 4) + i for i in range(7)]
     assert_alike(jit(shadows)(*numbers), shadows(*numbers))

@@ -36,6 +36,7 @@ import math
 import operator as op
 import sys
 import threading
+import unicodedata
 import warnings
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -68,7 +69,12 @@ def _check(ok, message, error=ValueError):
 
 
 class _UntraceableError(TypeError):
-    """Of what ``jit`` cannot follow, as it depends on values that each call brings anew."""
+    """Of what ``jit`` cannot follow, as each call brings other values; it comes even if the function catches it."""
+
+    def __init__(self, message):
+        super().__init__(message)
+        if _thread.trace:
+            _thread.trace.refused = self
 
 
 def _check_untraced(what):
@@ -231,7 +237,10 @@ def _as_value(data):
 
 def _as_array(value):
     """A value that has a shape and a dtype: a Python float, which has none, becomes a NumPy scalar."""
-    return _float64(value) if value.__class__ is float else value
+    if value.__class__ is float:
+        return _float64(value)
+    is_traced = _traces and isinstance(value, _Traced) and value.example.__class__ is float
+    return value.trace.call(_float64, (value,), {}) if is_traced else value
 
 
 def _as_tensor(x):
@@ -744,7 +753,7 @@ def _nonzero(x):
 
 def _spread(g, x, axis):
     """The gradient of a sum over ``axis`` goes to every element of x alike: to NumPy's arrays as a view."""
-    g = g.reshape(_kept(x, axis))
+    g = g.reshape(_kept(x, axis)) if g.ndim else g
     return g + np.zeros_like(x) if _is_foreign(_unwrapped(x)) else np.broadcast_to(g, x.shape)
 
 
@@ -1378,7 +1387,7 @@ def _is_full(x):
 
 
 def _refusal(what, advice):
-    def refuse(*_args):
+    def refuse(*_args, **_options):
         raise _UntraceableError(f"jit() cannot follow {what}, as every call brings new values: {advice}")
 
     return refuse
@@ -1405,13 +1414,11 @@ class _Traced(np.lib.mixins.NDArrayOperatorsMixin):
         return NotImplemented if Tensor in types else self.trace.call(function, args, options)
 
     def __getattr__(self, name):
-        if name.startswith("_") or not hasattr(Tensor, name):
-            raise AttributeError(f"an array under jit() has no attribute {name!r}")
         found = getattr(_wrap(self, None), name)
         return found._value if isinstance(found, Tensor) else lambda *args, **options: found(*args, **options)._value
 
     def __getitem__(self, index):
-        return self.trace.call(op.getitem, (self, index), {})
+        return self.trace.call(op.getitem, (_as_array(self), index), {})
 
     def __len__(self):
         return len(self.example)
@@ -1420,14 +1427,12 @@ class _Traced(np.lib.mixins.NDArrayOperatorsMixin):
         return f"<of shape {self.shape}, traced>"
 
     def astype(self, dtype):
-        return self.trace.call(_astype, (self, dtype), {})
+        return self.trace.call(_astype, (_as_array(self), dtype), {})
 
     __bool__ = _refusal("if, while or bool() of a Tensor", "write np.where(condition, a, b), or decide outside")
     __float__ = __int__ = _refusal("float(), int() or math's functions of a Tensor", "use np. functions")
     __index__ = _refusal("a Tensor as a length or in range()", "give the function a Python int, which tracing fixes")
-    __array__ = _refusal(
-        "np.asarray() or .item() of a Tensor", "use np. functions, np.stack([...]) for np.array([...])"
-    )
+    __array__ = _refusal("np.asarray() or .item() of a Tensor", "use np. functions, np.stack for np.array of several")
     __setitem__ = _refusal("writing into an array", "make a new one with np.where, np.concatenate or np.stack")
 
 
@@ -1437,15 +1442,18 @@ _symbols = {
     np.floor_divide: "//", np.equal: "==", np.not_equal: "!=", np.less: "<", np.less_equal: "<=", np.greater: ">",
     np.greater_equal: ">=", np.bitwise_and: "&", np.bitwise_or: "|", np.bitwise_xor: "^"}
 # fmt: on
-_neutral = {np.add: 0, np.subtract: 0, np.multiply: 1, np.divide: 1, np.power: 1, np.negative: None}
+_plain_types = int, bool, str, type(None)  # written as their repr
+_neutral = {np.multiply: 1, np.divide: 1, np.power: 1, np.add: None, np.subtract: None, np.negative: None}
+_reshape, _transpose = np.ndarray.reshape, np.ndarray.transpose  # what all that does the same becomes
 _reshapes = {np.reshape, np.ravel, np.squeeze, np.expand_dims, np.atleast_1d, np.atleast_2d, np.atleast_3d}
 _transposes = {np.transpose, np.swapaxes, np.moveaxis, np.matrix_transpose, np.linalg.matrix_transpose}
 _reductions = {np.sum, np.mean, np.max, np.min, np.prod}
-_methods = {*_reductions, np.any, np.all, np.argmax, np.argmin, np.cumsum, np.reshape, np.transpose, _astype}
+_methods = {*_reductions, np.any, np.all, np.argmax, np.argmin, np.cumsum, _reshape, _transpose, _astype}
 _reserved = {"np", "float", "len", "NotImplemented", *keyword.kwlist}
-_sized_by_values = {np.nonzero, np.argwhere, np.flatnonzero}
-_sized_by_arguments = {np.repeat, np.tile, np.pad, np.reshape, np.broadcast_to, np.split, np.array_split}
-_sized_by_arguments |= {np.hsplit, np.vsplit, np.dsplit}
+_sized_by_values = """
+    argwhere bincount compress extract flatnonzero histogram intersect1d nonzero setdiff1d setxor1d trim_zeros union1d
+    unique unique_all unique_counts unique_inverse unique_values"""
+_sized_by_arguments = "array_split broadcast_to delete dsplit hsplit insert pad repeat reshape split tile vsplit"
 
 
 def _float_text(x):
@@ -1456,9 +1464,15 @@ def _float_text(x):
     return min([f"({x!r})", f"({n} / {d})"], key=len) if n / d == x else f"({x!r})"
 
 
+def _number(c):
+    """The simplest Python number that rounds to a NumPy scalar."""
+    n, d = fractions.Fraction(c.item() if np.isfinite(c) else 0).limit_denominator(1000).as_integer_ratio()
+    return c.item() if not n or type(c)(n / d) != c else n if d == 1 else n / d
+
+
 def _literal(x):
     """The text of what may stand in the source: its repr if it is of exactly these types, or NumPy's name for it."""
-    if type(x) in (int, bool, str, type(None)):
+    if type(x) in _plain_types:
         return f"({x!r})" if type(x) is int and x < 0 else repr(x)
     if type(x) is float:
         return _float_text(x)
@@ -1490,6 +1504,7 @@ class _Trace:
         self.results: set[_Line] = set()
         self.paths: dict[_Line, str] = {}  # where in the arguments a line is
         self.facts: list[str] = []  # what is taken as fixed
+        self.refused: Exception | None = None
 
     def enter(self, x, path, *where):
         """An argument with Traced values for arrays and floats; ``where``: the line of what it is in, and the key."""
@@ -1498,8 +1513,7 @@ class _Trace:
         if not where:
             self.texts[line] = path
         if isinstance(x, (tuple, list, dict)):
-            items = [self.enter(item, f"{path}_{key}", line, self.line_of(key)) for key, item in _items(x)]
-            return _rebuilt(x, items)
+            return _rebuilt(x, [self.enter(item, f"{path}_{key}", line, self.fixed(key)) for key, item in _items(x)])
         fact = str(line.shape) if is_array else "is fixed" + (f" as {_literal(x)}" if _literal(x) else "")
         self.facts.append(f"{path} {fact}" if path.isidentifier() else f"an argument {fact}")
         self.paths[line] = path
@@ -1511,9 +1525,14 @@ class _Trace:
             self.outside[id(x)] = _Line(None, (x,), {}, _like(x._value if isinstance(x, Tensor) else x))
         return self.outside[id(x)]
 
+    def fixed(self, x):
+        return x if type(x) in _plain_types else self.bound(x)
+
     def captured(self, tensor):
         """What stands for a Tensor from outside."""
         _check_local(jit, tensor._value)
+        what = "a computed Tensor from outside would lose its gradient under jit(): give it as an argument"
+        _check(tensor._node is None or tensor._node.row is None, what, _UntraceableError)
         return _wrap(_Traced(self, self.bound(tensor), _as_scalar(tensor._value)), None)
 
     def line_of(self, x):
@@ -1527,17 +1546,21 @@ class _Trace:
     def call(self, function, args, options):
         """Note a call; what it gives."""
         traced = [x for x in _leaves((args[1:], options)) if isinstance(x, _Traced)]
+        outs = [x for x in _leaves((args, options)) if isinstance(x, np.ndarray)]
         by_mask = function is op.getitem and any(x.dtype == bool for x in traced)
-        by_value = function in _sized_by_values or (traced and function in _sized_by_arguments)
+        name = getattr(function, "__name__", "") if hasattr(function, "_implementation") else ""
+        by_value = name in _sized_by_values.split() or (traced and name in _sized_by_arguments.split())
         if by_mask or by_value or (function is np.where and len(args) < 3):
             _refusal("a result whose shape depends on values", "write np.where(mask, x, 0), or select outside")()
         examples, named = _map(lambda x: x.example if isinstance(x, _Traced) else x, (args, options))
         out = function(*examples, **named)
+        if out is None or any(out is x for x in outs):
+            _refusal(f"{_name(function)} that writes into an array", "make a new one")()
         if function in (np.shape, np.ndim, np.size, np.result_type):
             return out
         is_operator = function in _symbols or function in (np.negative, np.positive, np.absolute)
-        if is_operator and out.__class__ is _float64 and all(x.__class__ in _python for x in examples):
-            out = float(out)  # as Python has it
+        if is_operator and all(x.__class__ in _python for x in examples):  # as Python has it
+            out = out.item() if out.dtype == float or function in (np.add, np.subtract, np.multiply) else out
         args, options = _map(self.line_of, (args, options))
         self.take_names()
 
@@ -1588,43 +1611,44 @@ class _Trace:
         size, by_order = math.prod(shape), any(_is_line(a) or isinstance(a, str) for a in _leaves((rest, options)))
 
         def full(c):
-            return self.new(np.full, (shape, float(c), dtype), {}, like)
+            return self.new(np.full, (shape, dtype.type(c), dtype), {}, like)
 
         if function is _add_at:
             args = args[:2]  # of the third, the shape says all
         if function in (np.zeros_like, np.ones_like) and dtype in (np.float32, np.float64):
             return full(function is np.ones_like)
         if _is_line(x) and x.like[1:] == like[1:] and not by_order:
-            if function is np.mean and dtype in (np.float32, np.float64):
+            reduces = function in _reductions and len(rest) < 2 and options.keys() <= {"axis", "keepdims"}
+            if function is np.mean and reduces and dtype in (np.float32, np.float64):
                 return self.line(np.divide, (self.line(np.sum, args, options, like), x.size // max(size, 1)), {}, like)
-            if function in _reshapes or (function in _reductions and x.size == size):
-                function, args, options = np.reshape, (x.args[0] if x.function is np.reshape else x, shape), {}
+            if function in _reshapes or (reduces and x.size == size):
+                inner = x.args[0] if x.function is _reshape else x
+                function, args, options = _reshape, (inner if inner.like[1:] == like[1:] else x, shape), {}
             elif function in _transposes:
                 axes = function(np.empty(range(x.ndim)), *rest, **options).shape
-                if x.function is np.transpose:
+                if x.function is _transpose:
                     x, axes = x.args[0], tuple([x.args[1][a] for a in axes])
-                function, args, options = (
-                    (np.transpose, (x, axes), {}) if axes != (*range(x.ndim),) else (np.copy, (x,), {})
-                )
-            elif function in _reductions and len(rest) < 2 and options.keys() <= {"axis", "keepdims"}:
+                if axes == (*range(x.ndim),):
+                    return x
+                function, args, options = _transpose, (x, axes), {}
+            elif reduces:
                 axes = _axes(x, options.get("axis", rest[0] if rest else None))
                 axis = {} if len(axes) == x.ndim else {"axis": axes if len(axes) > 1 else axes[0]}
                 args, options = (x,), axis | ({"keepdims": True} if len(shape) == x.ndim else {})
-            elif function is np.broadcast_to and x.function is np.reshape and x.size == 1:
-                args = x.args[0], shape
             x = args[0]
-            if x.shape == shape and function in (np.reshape, np.broadcast_to, np.positive, np.copy, _astype):
+            if x.shape == shape and function in (_reshape, np.broadcast_to, np.positive, np.copy, _astype):
                 return x
-            if _is_full(x) and function in (np.reshape, np.transpose, np.broadcast_to, np.sum):
-                return full(x.args[1] * (x.size / max(size, 1) if function is np.sum else 1))
+            same = function in (_reshape, _transpose, np.broadcast_to)
+            if _is_full(x) and (same or (function is np.sum and reduces and x.size)):
+                return full(x.args[1] if same else x.args[1] * (x.size / size))
         if function is np.where or (isinstance(function, np.ufunc) and function.signature is None):
             args = self.thinned(args, like)
         if function in _neutral and not options:
-            numbers = [_float64(a.args[1]) if _is_full(a) else a for a in args]
+            numbers = [a.args[1] if _is_full(a) else a for a in args]
             if any(map(_is_full, args)) and not any(map(_is_line, numbers)):
                 with np.errstate(all="ignore"):
                     return full(function(*numbers))
-            for a, b in [args, args[::-1]][: 1 + (function in (np.add, np.multiply))] if len(args) == 2 else ():
+            for a, b in [args, args[::-1]][: 1 + (function is np.multiply)] if len(args) == 2 else ():
                 if type(b) in _python and b == _neutral[function] and a.like == like:
                     return a
         return self.new(function, args, options, like)
@@ -1634,13 +1658,14 @@ class _Trace:
         args = [*args]
         for i, a in enumerate(args):
             others = [b for b in (*args[:i], *args[i + 1 :]) if _is_line(b)]
-            while _is_line(a) and a.function in (np.full, np.broadcast_to, np.reshape):
+            while _is_line(a) and a.function in (np.full, np.broadcast_to, _reshape):
                 thin, shapes = a.args[0], [b.shape or () for b in others]
                 if _is_full(a):
-                    thin = int(a.args[1]) if a.args[1].is_integer() else a.args[1]
+                    thin = _number(a.args[1])
                     fits = any(b.like[1:] == a.like[1:] == like[1:] and not _is_full(b) for b in others)
                 else:
                     fits = a.function is np.broadcast_to or thin.shape == a.shape[a.ndim - thin.ndim :]
+                    fits = fits and thin.like[1:] == a.like[1:]
                     shapes.append(thin.shape)
                 if not fits or np.broadcast_shapes(*shapes) != like[0]:
                     break
@@ -1649,10 +1674,10 @@ class _Trace:
 
     def returned(self, x):
         """The line of a result: of a copy, where it may be an argument's memory, another result's or none at all."""
-        line = self.line_of(x)
+        line = self.line_of(x) if isinstance(x, Tensor) else self.fixed(x)
         if _is_line(line) and line.shape is not None:
             is_own = line.function is np.full or (line.function and line not in self.views and not line.is_python)
-            if not is_own or (line.shape and line in self.results):
+            if not is_own or line in self.results:
                 line = self.lines[object()] = _Line(np.copy, (line,), {}, line.like)
             self.results.add(line)
         return line
@@ -1661,6 +1686,7 @@ class _Trace:
 
     def unique(self, name):
         """The name, with a number if it is taken."""
+        name = unicodedata.normalize("NFKC", str.__str__(name))
         name = name if name.isidentifier() and not name.startswith("_") else "c"
         self.names[name] += 1
         return name if self.names[name] == 1 else self.unique(f"{name}_{self.names[name]}")
@@ -1674,6 +1700,8 @@ class _Trace:
                 text = f"{{{', '.join([f'{self.show(key)}: {item}' for key, item in zip(x, items, strict=True)])}}}"
             elif isinstance(x, list) or not ((index and items) or hasattr(x, "_fields")):
                 text = f"[{text}]" if isinstance(x, list) else f"({text})"
+            if isinstance(x, dict) and type(x) is not dict:
+                return f"({self.show(self.bound(x))} | {text})"
             return text if type(x) in (tuple, list, dict) else f"{self.show(type(x))}({text})"
         if not _is_line(x):
             text = _literal(x)
@@ -1698,18 +1726,17 @@ class _Trace:
         if function is op.getitem:
             return f"{show(args[0])}[{show(args[1], True)}]"
         if function in (np.full, _add_at):
-            shape, dtype, c = line.shape, line.dtype, args[1] if function is np.full else 0.0
-            if function is np.full and not shape:
-                return f"{show(dtype)}({show(c)})"
-            kind = "" if dtype == np.float64 else f", {show(dtype)}"
-            return {0.0: f"np.zeros({shape}{kind})", 1.0: f"np.ones({shape}{kind})"}.get(
-                c, f"np.full({shape}, {show(c)}{kind})"
-            )
-        if function is np.transpose and args[1] == (*reversed(range(line.ndim)),):
+            c = args[1].item() if function is np.full else 0.0
+            if function is np.full and not line.shape:
+                return f"{show(line.dtype)}({show(c)})"
+            kind = "" if line.dtype == np.float64 else f", {show(line.dtype)}"
+            known = {"0.0": "zeros", "1.0": "ones"}.get(repr(c))
+            return f"np.{known}({line.shape}{kind})" if known else f"np.full({line.shape}, {show(c)}{kind})"
+        if function is _transpose and args[1] == (*reversed(range(line.ndim)),):
             return f"{show(args[0])}.T"
-        is_method = function in _methods and not of_python
+        is_method = function in _methods and _is_line(args[0]) and not args[0].is_python
         rest = ", ".join([show(a) for a in args[is_method:]] + [f"{key}={show(a)}" for key, a in options.items()])
-        if function is np.reshape and is_method:
+        if function is _reshape:
             rest = ", ".join(map(show, args[1])) or "()"
         if is_method:
             return f"{show(args[0])}.{function.__name__.lstrip('_')}({rest})"
@@ -1729,14 +1756,11 @@ class _Trace:
         statements, backward = [], False
         for line in self.lines.values():
             if line not in needed:
-                self.texts[line] = line.name or "..."
+                self.texts[line] = self.unique(line.name) if line.name else "..."
                 continue
             of, by = [self.texts.get(x, "...") for x in line.step or (line, line)]
-            name = (
-                line.name
-                or self.paths.get(line)
-                or (f"d{by}" if line is last.get(line.step) and by.isidentifier() else "")
-            )
+            slope = f"d{by}" if line is last.get(line.step) and by.isidentifier() else ""
+            name = line.name or self.paths.get(line) or slope
             call, is_part = self.text(line), line.function is op.getitem and line.shape is None
             is_short = not name and needed[line] == 1 and len(call) <= 40 and line.function is not _add_at
             if is_part or is_short:
@@ -1746,7 +1770,7 @@ class _Trace:
             comment = "  # several arrays" if line.shape is None else f"  # {line.shape}"
             if line.step:
                 of, by = [x if x.isidentifier() or x == "..." else f"({_plain(x)})" for x in (of, by)]
-                comment += f", d {of} / d {by}"
+                comment += f", {'part of ' * (line is not last[line.step])}d {of} / d {by}"
             if bool(line.step) != backward:
                 backward = not backward
                 statements += ["", "# Backward"] if backward else [""]
@@ -1766,24 +1790,26 @@ def _as_data(x):
     return x.__array__() if isinstance(x, np.generic) else x
 
 
+def _is_array(x):
+    return hasattr(x, "__array__") and not isinstance(x, type)
+
+
 def _argument(x):
     """An argument as generated functions take it: arrays as NumPy's, numbers as scalars, other things as they are."""
-    if isinstance(x, Tensor) or hasattr(x, "__array__"):
-        return _as_scalar(_as_value(x.detach() if isinstance(x, Tensor) else x))
-    return x
+    return _as_scalar(_as_value(x.detach() if isinstance(x, Tensor) else x)) if _is_array(x) else x
 
 
 def _signature(x):
-    """What of an argument is taken as fixed."""
-    if hasattr(x, "__array__"):
-        return np.shape(x), x.dtype
+    """What of an argument is taken as fixed, or None for what ``_argument`` would change."""
+    if _is_array(x):
+        return (x.shape or type(x), x.dtype) if type(x) is np.ndarray or isinstance(x, np.generic) else None
     if isinstance(x, (tuple, list, dict)):
-        return type(x), *[(type(key), key, _signature(item)) for key, item in _items(x)]
-    if type(x) is slice:
-        return slice, x.start, x.stop, x.step
+        return type(x), *[(_signature(key), _signature(item)) for key, item in _items(x)]
+    if type(x) is float or type(x) in _plain_types or callable(x):
+        return float if type(x) is float else (type(x), x)
     what = f"jit() takes what is no array and no float as fixed, and a {type(x).__name__} may change"
-    _check(isinstance(x, Hashable), f"{what}: give it an array, or something that has a hash", TypeError)
-    return float if type(x) is float else (type(x), x)
+    _check(isinstance(x, (Hashable, slice)), f"{what}: give it an array, or something that has a hash", TypeError)
+    return type(x), repr(x), None if isinstance(x, slice) else x  # what is equal may differ within
 
 
 _generated = itertools.count(1)
@@ -1813,21 +1839,26 @@ def _generate(f, args, options):
     names += [*[f"args_{i}" for i in range(len(names), n)], *options]
     parameters, given = [*map(trace.unique, names)], (*args, *options.values())
     traced = [*map(trace.enter, given, parameters)]
+    around, _thread.trace = _thread.trace, trace
     _traces.append(trace)
-    _thread.trace = trace
     try:
         with _recording(True):
             out = _map(trace.returned, f(*traced[:n], **dict(zip(options, traced[n:], strict=True))))
+        if trace.refused:
+            raise trace.refused
     finally:
-        _thread.trace = None
+        _thread.trace = around
         _traces.remove(trace)
 
     statements, results = trace.body(out), out if type(out) is tuple and out else (out,)
     texts = [_plain(trace.show(x)) for x in results]
-    shapes = [str(x.shape) for x in _leaves(out) if _is_line(x) and not trace.texts[x].isidentifier()]
+    shapes = [
+        str(x.shape) for x in _leaves(out) if _is_line(x) and x.shape is not None and not trace.texts[x].isidentifier()
+    ]
     comma = "," * (len(results) == 1 and results is out)
     last = f"return {', '.join(texts)}{comma}" + (f"  # {', '.join(shapes)}" if shapes else "")
-    outside, name = [trace.texts[line] for line in trace.parameters], getattr(f, "__name__", "")
+    outside, name = [trace.texts[line] for line in trace.parameters], str.__str__(getattr(f, "__name__", ""))
+    name = unicodedata.normalize("NFKC", name)
     name = name if name.isidentifier() and name not in _reserved else "function"
     head = f"def {name}({', '.join([*parameters[:n], *outside, *parameters[n:]])}):"
     body = [f"    {line}".rstrip() for line in (f"# {', '.join(trace.facts)}", *statements, last)]
