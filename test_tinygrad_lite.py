@@ -2158,7 +2158,7 @@ def programs(draw: Any) -> Program:
 
 
 @given(program=programs())
-@settings(max_examples=2000, database=None)
+@settings(max_examples=int(os.environ.get("RANDOM_PROGRAMS", "2000")), database=None)
 def test_gradients_of_random_programs_agree_with_a_second_engine_and_with_jit(program):
     leaves = [Tensor(x, requires_grad=True) for x in program.inputs]
     out = program.run(np, *leaves)
@@ -2329,6 +2329,22 @@ def test_source_of_a_scalar_step_is_what_one_would_write():
         "    return w - lr * slope_w, b - lr * slope_b",
         "",
     ]
+
+
+def test_sums_that_a_reshape_does_and_other_needless_calls_are_not_printed():
+    def body(f: Any, *args: Any) -> str:
+        return re.sub(r" *#.*", "", jit(f).source(*args).split("):\n", 1)[1]).strip().removeprefix("return ")
+
+    x, row = np.ones((3, 1)), np.ones((1, 3))
+    assert body(lambda x: x.sum(axis=1) * 2, x) == "x.reshape(3) * 2"
+    assert body(lambda x: np.sum(x, axis=(0, 2), keepdims=True) + 1, np.ones((1, 3, 1))) == "x + 1"
+    assert body(lambda x: np.max(x) * np.mean(x), np.float64(2)) == "x * x"
+    assert body(lambda x, y: x.T.T.reshape(3, 1).astype(float) - y.swapaxes(0, 1).copy(), x, row) == "x - y.T"
+    assert body(lambda x: np.broadcast_to(x.sum(), (3, 1)) * +(x**1) * 1 / 1 - 0, x) == "x.sum() * x - 0"
+    assert body(grad(lambda x: np.sum(x * row)), row) == "np.copy(row)"
+    assert "dx = np.full((3, 1), 3.0)\n    return dx" in body(grad(lambda x: (x + row).sum()), x)
+    assert "dx = np.full((3, 1), 1 / 12)\n    return dx" in body(grad(lambda x: x.mean() / 4), x)
+    assert body(lambda x: [x @ x.T, x.T @ x], x).split("\n") == ["t = x.T", "    return [x @ t, t @ x]"]
 
 
 def test_forward_pass_of_a_trained_model_takes_its_parameters_as_arguments():
@@ -2599,6 +2615,8 @@ def test_what_cannot_be_traced_is_an_error_that_says_why_and_what_to_write(f, me
 
 
 def test_other_errors_of_jit_say_what_to_do():
+    with pytest.raises(TypeError, match="takes a function, not 3"):
+        jit(3)  # type: ignore[arg-type]
     leaked: list[Any] = []
     jit(lambda x: leaked.append(x * 2))(1.0)
     for use in (lambda: leaked[0] + 1, lambda: jit(lambda x: x + leaked[0])(1.0), lambda: jit(lambda: leaked[0])()):

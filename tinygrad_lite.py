@@ -17,8 +17,8 @@ A ``Tensor`` holds a number (a 0-d array) or an array. Operations on Tensors tha
 y = 1.000 x + -1.000
 
 The file in reading order: recording (what an operation leaves behind), Tensor, the table of derivative rules, backward,
-gradients of functions, SGD, tools. The table is the heart: a row for each of NumPy's functions, each rule written once,
-in ordinary NumPy.
+gradients of functions, jit, SGD, tools. The table is the heart: a row for each of NumPy's functions, each rule written
+once, in ordinary NumPy.
 """
 
 from __future__ import annotations
@@ -1041,9 +1041,8 @@ def _move(function, a, *args, **options):
 
     def taken(numbers):
         numbers = _as_value(numbers)
-        return (
-            flat if function is np.take_along_axis or numbers.all() else np.concatenate([flat, np.zeros(1, flat.dtype)])
-        )[numbers - 1]
+        puts_zeros = function is not np.take_along_axis and not numbers.all()
+        return (np.concatenate([flat, np.zeros(1, flat.dtype)]) if puts_zeros else flat)[numbers - 1]
 
     return _map(taken, function(np.arange(1, flat.size + 1).reshape(np.shape(a)), *args, **options))
 
@@ -1606,15 +1605,15 @@ class _Trace:
 
     def line(self, function, args, options, like):
         """The line of a call, in the simplest form that it has."""
-        (shape, dtype, _), rest = like, args[1:]
+        shape, dtype, _ = like
+        args = (args[0], dtype) if function is _astype else args[:2] if function is _add_at else args
         x: Any = args[0] if args else None
+        rest = args[1:]
         size, by_order = math.prod(shape), any(_is_line(a) or isinstance(a, str) for a in _leaves((rest, options)))
 
         def full(c):
             return self.new(np.full, (shape, dtype.type(c), dtype), {}, like)
 
-        if function is _add_at:
-            args = args[:2]  # of the third, the shape says all
         if function in (np.zeros_like, np.ones_like) and dtype in (np.float32, np.float64):
             return full(function is np.ones_like)
         if _is_line(x) and x.like[1:] == like[1:] and not by_order:
@@ -1824,13 +1823,13 @@ def _defined(name, statements, scope):
     return scope[name]
 
 
-_Generated = collections.namedtuple("_Generated", "text lowered run")
+_Generated = collections.namedtuple("_Generated", "text lower run")
 
 
 def _generate(f, args, options):
     """What jit makes of f for arguments of one kind.
 
-    ``text`` is a module; ``lowered`` is the function in it, given what that reads from outside. ``run(args, options)``
+    ``text`` is a module; ``lower()`` is the function in it, given what that reads from outside. ``run(args, options)``
     does the same for arguments of this kind, with 0-d arrays for the numbers that it returns, or gives NotImplemented.
     """
     trace, n, names = _Trace(), len(args), []
@@ -1850,11 +1849,11 @@ def _generate(f, args, options):
         _thread.trace = around
         _traces.remove(trace)
 
+    # The module, and the function in it.
     statements, results = trace.body(out), out if type(out) is tuple and out else (out,)
     texts = [_plain(trace.show(x)) for x in results]
-    shapes = [
-        str(x.shape) for x in _leaves(out) if _is_line(x) and x.shape is not None and not trace.texts[x].isidentifier()
-    ]
+    unnamed = [x for x in _leaves(out) if _is_line(x) and not trace.texts[x].isidentifier()]
+    shapes = [str(x.shape) for x in unnamed if x.shape is not None]
     comma = "," * (len(results) == 1 and results is out)
     last = f"return {', '.join(texts)}{comma}" + (f"  # {', '.join(shapes)}" if shapes else "")
     outside, name = [trace.texts[line] for line in trace.parameters], str.__str__(getattr(f, "__name__", ""))
@@ -1864,8 +1863,9 @@ def _generate(f, args, options):
     body = [f"    {line}".rstrip() for line in (f"# {', '.join(trace.facts)}", *statements, last)]
     module = ["import numpy as np", "", "", head, *body]
 
+    # The function for all calls: checks of the arguments, and the same statements.
     scope = {"np": np, "_array": np.ndarray, "_map": _map, "_as_data": _as_data, "_signature": _signature}
-    scope |= {"_as_scalar": _as_scalar, "_lowered": (lowered := _defined(name, module, {}))}
+    scope["_as_scalar"] = _as_scalar
 
     def bind(x):
         scope[name := f"_{len(scope)}"] = x
@@ -1873,9 +1873,6 @@ def _generate(f, args, options):
 
     values = [line.args[0] for line in trace.parameters]
     values = [f"_as_scalar({bind(x)}._value)" if isinstance(x, Tensor) else bind(x) for x in values]
-    if values:
-        call = ", ".join([*parameters[:n], *values, *parameters[n:]])
-        lowered = eval(f"lambda {', '.join(parameters)}: _lowered({call})", scope)
     checks = []
     for p, x in zip(parameters, given, strict=True):
         if isinstance(x, np.ndarray):
@@ -1899,7 +1896,13 @@ def _generate(f, args, options):
         f"return {', '.join(texts)}{comma}",
     ]
     run = _defined(name, [f"def {name}(_args, _options):", *[f"    {line}" for line in run]], scope)
-    return _Generated("\n".join([*module, ""]), lowered, run)
+
+    @functools.cache
+    def lower():
+        function, call = _defined(name, module, {}), ", ".join([*parameters[:n], *values, *parameters[n:]])
+        return eval(f"lambda {', '.join(parameters)}: _({call})", scope | {"_": function}) if values else function
+
+    return _Generated("\n".join([*module, ""]), lower, run)
 
 
 class _Key(tuple):
@@ -1992,7 +1995,7 @@ def jit(f: Callable) -> Any:
         return info._replace(hits=info.hits + hits)
 
     jitted.source = lambda *args, **options: find(args, options)[0].text  # type: ignore[attr-defined]
-    jitted.lower = lambda *args, **options: find(args, options)[0].lowered  # type: ignore[attr-defined]
+    jitted.lower = lambda *args, **options: find(args, options)[0].lower()  # type: ignore[attr-defined]
     jitted.cache_info = cache_info  # type: ignore[attr-defined]
     return jitted
 
