@@ -1354,15 +1354,8 @@ class _Line:
     __slots__ = ("args", "dtype", "function", "is_python", "like", "name", "ndim", "options", "shape", "size", "step")
 
     def __init__(self, function, args, options, like, step=()):
-        self.function, self.args, self.options, self.like, self.step, self.name = (
-            function,
-            args,
-            options,
-            like,
-            step,
-            "",
-        )
-        self.shape, self.dtype, self.is_python = like
+        self.function, self.args, self.options, self.step, self.name = function, args, options, step, ""
+        self.like = self.shape, self.dtype, self.is_python = like
         self.ndim, self.size = len(self.shape or ()), math.prod(self.shape or ())
 
 
