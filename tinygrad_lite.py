@@ -179,10 +179,12 @@ _thread = _Thread()
 _traces: list[_Trace] = []  # of all threads
 
 
-def _read(x):
-    """x, but under ``jit`` for a Tensor from outside what stands for its value at the time of a call."""
+def _read(x, arrays=False):
+    """x, but under ``jit`` for a Tensor from outside, or an array, what stands for its value at the time of a call."""
     trace = _thread.trace
-    return x if trace is None or not isinstance(x, Tensor) or isinstance(x._value, _Traced) else trace.captured(x)
+    if trace and ((arrays and type(x) is _ndarray) or (isinstance(x, Tensor) and not isinstance(x._value, _Traced))):
+        return trace.captured(x)
+    return x
 
 
 @contextlib.contextmanager
@@ -337,6 +339,8 @@ def _apply(function, *args, **options):
     """
     if _traces:
         args, options = _map(_read, (args, options))
+        if isinstance(function, np.ufunc) or function is np.where:
+            args = tuple([_read(x, arrays=True) for x in args])
     row = _table.get(function)
     if row is None:
         name = _name(function)
@@ -389,7 +393,7 @@ def _operator(function, compute) -> tuple[Callable[[Any, Any], Tensor], Callable
 
     def forward(x, y):
         if _traces:
-            x, y = _read(x), _read(y)
+            x, y = _read(x, arrays=True), _read(y, arrays=True)
         of_x, x = (x._node, x._value) if isinstance(x, Tensor) else (None, _as_operand(x))
         of_y, y = (y._node, y._value) if isinstance(y, Tensor) else (None, _as_operand(y))
         if x is NotImplemented or y is NotImplemented:
@@ -787,13 +791,15 @@ def _mT(x):
 def _matmul_vjp_x(g, _out, _x, y):
     if y.ndim == 1:
         return g[..., None] * y
-    return g @ _mT(y) if _x.ndim > 1 else (y @ g[..., None])[..., 0]
+    if _x.ndim == 1:
+        return y @ g if g.ndim == 1 else (y @ g[..., None])[..., 0]
+    return g @ _mT(y)
 
 
 def _matmul_vjp_y(g, _out, x, _y):
     if x.ndim == 1:
         return x[:, None] * g[..., None, :] if _y.ndim > 1 else g * x
-    return _mT(x) @ g if _y.ndim > 1 else (_mT(x) @ g[..., None])[..., 0]
+    return _mT(x) @ g if _y.ndim > 1 or g.ndim == 1 else (_mT(x) @ g[..., None])[..., 0]
 
 
 def _to_kind(g, x):
@@ -1435,7 +1441,7 @@ _symbols = {
     np.greater_equal: ">=", np.bitwise_and: "&", np.bitwise_or: "|", np.bitwise_xor: "^"}
 # fmt: on
 _plain_types = int, bool, str, type(None)  # written as their repr
-_neutral = {np.multiply: 1, np.divide: 1, np.power: 1, np.add: None, np.subtract: None, np.negative: None}
+_neutral = {np.multiply: 1, np.divide: 1, np.power: 1, np.subtract: 0, np.add: None, np.negative: None}
 _reshape, _transpose = np.ndarray.reshape, np.ndarray.transpose  # what all that does the same becomes
 _reshapes = {np.reshape, np.ravel, np.squeeze, np.expand_dims, np.atleast_1d, np.atleast_2d, np.atleast_3d}
 _transposes = {np.transpose, np.swapaxes, np.moveaxis, np.matrix_transpose, np.linalg.matrix_transpose}
@@ -1472,7 +1478,7 @@ def _literal(x):
         parts = [_literal(part) for part in (x.start, x.stop, x.step)]
         return None if None in parts else f"slice({', '.join(parts)})"
     x = x.type if isinstance(x, np.dtype) and x == np.dtype(x.type) else x
-    name = _name(x) if callable(x) else ""
+    name = _name(x).replace("np.absolute", "np.abs") if callable(x) else ""
     with contextlib.suppress(AttributeError):
         return "..." if x is ... else name if name.startswith("np.") and op.attrgetter(name[3:])(np) is x else None
 
@@ -1492,8 +1498,8 @@ class _Trace:
         self.texts: dict[_Line, str] = {}  # of each line its name, or its call where that stands in for it
         self.names = collections.Counter(_reserved)  # how often they were asked for
         self.parameters: list[_Line] = []  # of the lines outside, those that the text reads
-        self.views: set[_Line] = set()  # what may be memory of an argument
-        self.results: set[_Line] = set()
+        self.roots: dict[_Line, _Line | None] = {}  # of a view, whose memory it is
+        self.results: set[_Line] = set()  # whose memory is returned
         self.paths: dict[_Line, str] = {}  # where in the arguments a line is
         self.facts: list[str] = []  # what is taken as fixed
         self.refused: Exception | None = None
@@ -1520,12 +1526,14 @@ class _Trace:
     def fixed(self, x):
         return x if type(x) in _plain_types else self.bound(x)
 
-    def captured(self, tensor):
-        """What stands for a Tensor from outside."""
-        _check_local(jit, tensor._value)
+    def captured(self, x):
+        """What stands for a Tensor or an array from outside."""
+        if not isinstance(x, Tensor):
+            return _Traced(self, self.bound(x), x)
+        _check_local(jit, x._value)
         what = "a computed Tensor from outside would lose its gradient under jit(): give it as an argument"
-        _check(tensor._node is None or tensor._node.row is None, what, _UntraceableError)
-        return _wrap(_Traced(self, self.bound(tensor), _as_scalar(tensor._value)), None)
+        _check(x._node is None or x._node.row is None, what, _UntraceableError)
+        return _wrap(_Traced(self, self.bound(x), _as_scalar(x._value)), None)
 
     def line_of(self, x):
         x = tuple(x) if isinstance(x, range) else _read(x)._value if isinstance(x, Tensor) else x
@@ -1553,18 +1561,21 @@ class _Trace:
         is_operator = function in _symbols or function in (np.negative, np.positive, np.absolute)
         if is_operator and all(x.__class__ in _python for x in examples):  # as Python has it
             out = out.item() if out.dtype == float or function in (np.add, np.subtract, np.multiply) else out
-        args, options = _map(self.line_of, (args, options))
+        lines, options = _map(self.line_of, (args, options))
         self.take_names()
 
-        def value(function, args, options, out):
-            line = self.line(function, args, options, _like(out))
-            if function in _reshapes or any(np.may_share_memory(out, x) for x in _leaves(examples)):
-                self.views.add(line)
+        def value(function, lines, options, out):
+            line = self.line(function, lines, options, _like(out))
+            for x in _leaves(args):
+                example = x.example if isinstance(x, _Traced) else x
+                if isinstance(example, np.ndarray) and (function in _reshapes or np.may_share_memory(out, example)):
+                    root = self.roots.get(self.line_of(x), self.line_of(x))
+                    self.roots[line] = root if np.asarray(out).flags.writeable else None
             return _Traced(self, line, out)
 
         if not isinstance(out, (tuple, list)):
-            return value(function, args, options, out)
-        whole = self.new(function, args, options, _nothing)
+            return value(function, lines, options, out)
+        whole = self.new(function, lines, options, _nothing)
         return _rebuilt(out, [value(op.getitem, (whole, i), {}, x) for i, x in enumerate(out)])
 
     def take_names(self):
@@ -1614,6 +1625,8 @@ class _Trace:
             if function is np.mean and reduces and dtype in (np.float32, np.float64):
                 return self.line(np.divide, (self.line(np.sum, args, options, like), x.size // max(size, 1)), {}, like)
             if function in _reshapes or (reduces and x.size == size):
+                if x.function in _reductions and shape == _kept(x.args[0], x.options.get("axis")) != x.shape:
+                    return self.new(x.function, x.args, x.options | {"keepdims": True}, like)
                 inner = x.args[0] if x.function is _reshape else x
                 function, args, options = _reshape, (inner if inner.like[1:] == like[1:] else x, shape), {}
             elif function in _transposes:
@@ -1630,7 +1643,7 @@ class _Trace:
             x = args[0]
             if x.shape == shape and function in (_reshape, np.broadcast_to, np.positive, np.copy, _astype):
                 return x
-            same = function in (_reshape, _transpose, np.broadcast_to)
+            same = function in (_reshape, _transpose, np.broadcast_to, op.getitem)
             if _is_full(x) and (same or (function is np.sum and reduces and x.size)):
                 return full(x.args[1] if same else x.args[1] * (x.size / size))
         if function is np.where or (isinstance(function, np.ufunc) and function.signature is None):
@@ -1641,8 +1654,10 @@ class _Trace:
                 with np.errstate(all="ignore"):
                     return full(function(*numbers))
             for a, b in [args, args[::-1]][: 1 + (function is np.multiply)] if len(args) == 2 else ():
-                if type(b) in _python and b == _neutral[function] and a.like == like:
+                if type(b) in _python and b == _neutral[function] and math.copysign(1, b) == 1 and a.like == like:
                     return a
+                if type(b) in _python and b == -1 and function is np.multiply and a.like == like:
+                    return self.new(np.negative, (a,), {}, like)
         return self.new(function, args, options, like)
 
     def thinned(self, args, like):
@@ -1668,10 +1683,10 @@ class _Trace:
         """The line of a result: of a copy, where it may be an argument's memory, another result's or none at all."""
         line = self.line_of(x) if isinstance(x, Tensor) else self.fixed(x)
         if _is_line(line) and line.shape is not None:
-            is_own = line.function is np.full or (line.function and line not in self.views and not line.is_python)
-            if not is_own or line in self.results:
+            root = self.roots.get(line, line)
+            if root is None or root.function is None or root in self.results or line.is_python:
                 line = self.lines[object()] = _Line(np.copy, (line,), {}, line.like)
-            self.results.add(line)
+            self.results.add(root)
         return line
 
     # Printing
@@ -1761,14 +1776,15 @@ class _Trace:
             self.texts[line] = name = self.unique(name or "tg"[bool(line.step)])
             comment = "  # several arrays" if line.shape is None else f"  # {line.shape}"
             if line.step:
-                of, by = [x if x.isidentifier() or x == "..." else f"({_plain(x)})" for x in (of, by)]
+                of, by = [x if x.isidentifier() else f"({_plain(x)})" if len(x) < 40 else "..." for x in (of, by)]
                 comment += f", {'part of ' * (line is not last[line.step])}d {of} / d {by}"
             if bool(line.step) != backward:
                 backward = not backward
                 statements += ["", "# Backward"] if backward else [""]
             statements.append(f"{name} = {_plain(call)}{comment}")
             if line.function is _add_at:
-                values, index = _plain(self.show(line.args[0])), self.show(line.args[1], True)
+                values, index = line.args[0], self.show(line.args[1], True)
+                values = _plain(self.show(_number(values.args[1]) if _is_full(values) else values))
                 at = f"np.add.at({name}, {index if _is_line(line.args[1]) else f'np.s_[{index}]'}, {values})"
                 statements.append(f"{name}[{index}] = {values}" if _is_basic(line.args[1]) else at)
         return statements
