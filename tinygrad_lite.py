@@ -343,8 +343,8 @@ def _apply(function, *args, **options):
             args = tuple([_read(x, arrays=True) for x in args])
     row = _table.get(function)
     if row is None:
-        name = _name(function)
-        raise TypeError(f"{name} has no derivative rule: add one with defvjp({name}, ...), or give it t.data")
+        name, advice = _name(function), "call it outside jit()" if _thread.trace else "give it t.data"
+        raise TypeError(f"{name} has no derivative rule: add one with defvjp({name}, ...), or {advice}")
     values = [x._value if isinstance(x, Tensor) else x for x in args]
     if options or len(args) != row.arity or not _quick.issuperset([value.__class__ for value in values]):
         return _apply_with_care(row, args, options)
@@ -1152,6 +1152,8 @@ def _backward(gradients, create_graph, stop=1):
                 gradients[parent] = part
                 if parent.row is not None:  # a leaf keeps its gradient
                     heappush(heap, (parent.order, parent))
+            if trace:
+                trace.slopes[trace.lines_of(of, x)][parent] = trace.lines_of(gradients[parent])[0]
     if trace:
         trace.step = before
     return gradients
@@ -1301,11 +1303,11 @@ def jacobian(f: Callable, argnums: int | tuple[int, ...] = 0) -> Callable:
         call = _Call(f, argnums, args, options)
 
         def rows(out):
-            # A row for each entry of the result, and one of zeros, taken off again, for results that have none.
             ones = np.eye(out.size, dtype=out.dtype).reshape(out.size, *out.shape)
             found = [call.gradients([out], [one]) for one in ones]
-            each = [[*[row[i] for row in found], np.zeros_like(v.out)] for i, v in enumerate(call.nodes)]
-            return call.arranged([np.stack(x)[:-1].reshape(out.shape + x[-1].shape) for x in each])
+            none = [np.stack([np.zeros_like(v.out)])[:0] for v in call.nodes]  # for results without entries
+            each = [np.stack([row[i] for row in found]) for i, _ in enumerate(none)] if found else none
+            return call.arranged([x.reshape(out.shape + x.shape[1:]) for x in each])
 
         return _map(rows, call.out)
 
@@ -1427,10 +1429,10 @@ class _Traced(np.lib.mixins.NDArrayOperatorsMixin):
     def astype(self, dtype):
         return self.trace.call(_astype, (_as_array(self), dtype), {})
 
-    __bool__ = _refusal("if, while or bool() of a Tensor", "write np.where(condition, a, b), or decide outside")
+    __bool__ = _refusal("if, while or bool() of a Tensor", "write np.where or np.maximum, or decide and loop outside")
     __float__ = __int__ = _refusal("float(), int() or math's functions of a Tensor", "use np. functions")
     __index__ = _refusal("a Tensor as a length or in range()", "give the function a Python int, which tracing fixes")
-    __array__ = _refusal("np.asarray() or .item() of a Tensor", "use np. functions, np.stack for np.array of several")
+    __array__ = _refusal("np.asarray(), .item() or a format of a Tensor", "use np. functions, np.stack for np.array")
     __setitem__ = _refusal("writing into an array", "make a new one with np.where, np.concatenate or np.stack")
 
 
@@ -1495,6 +1497,7 @@ class _Trace:
         self.lines: dict[Any, _Line] = {}  # by what they say, so that nothing is said twice
         self.outside: dict[int, _Line] = {}  # what else the function reads, by its id
         self.step: tuple[Any, ...] = ()  # of the lines to come, set by _backward
+        self.slopes: dict[Any, dict] = collections.defaultdict(dict)  # of each step, by node, what completes it
         self.texts: dict[_Line, str] = {}  # of each line its name, or its call where that stands in for it
         self.names = collections.Counter(_reserved)  # how often they were asked for
         self.parameters: list[_Line] = []  # of the lines outside, those that the text reads
@@ -1587,8 +1590,11 @@ class _Trace:
         code = frame and frame.f_code
         for name in code.co_varnames + code.co_cellvars + code.co_freevars + code.co_names if frame else ():
             x = frame.f_locals.get(name, frame.f_globals.get(name))
-            if isinstance(x, (Tensor, np.ndarray)):
-                self.name(x, name)
+            self.name(x, name)
+            if not all(line.name for line in self.outside.values()):  # an item or attribute of x perhaps
+                parts = _items(x) if isinstance(x, (tuple, list, dict)) else getattr(x, "__dict__", {}).items()
+                for key, part in itertools.islice(parts, 100):
+                    self.name(part, f"{name}_{key}")
 
     def name(self, x, name):
         value = x._value if isinstance(x, Tensor) else x
@@ -1603,9 +1609,11 @@ class _Trace:
         said = [str(_map(lambda x: f"#{id(x)}" if _is_line(x) else repr(x), (arg,))) for arg in (*args, options)]
         key = function, like, *(sorted(said) if function in (np.add, np.multiply) else said)
         if key not in self.lines:
-            step = tuple([getattr(_unwrapped(x), "line", None) for x in self.step])
-            self.lines[key] = _Line(function, args, options, like, step)
+            self.lines[key] = _Line(function, args, options, like, self.lines_of(*self.step))
         return self.lines[key]
+
+    def lines_of(self, *xs):
+        return tuple([getattr(_unwrapped(x), "line", None) for x in xs])
 
     def line(self, function, args, options, like):
         """The line of a call, in the simplest form that it has."""
@@ -1650,12 +1658,19 @@ class _Trace:
             args = self.thinned(args, like)
         if function in _neutral and not options:
             numbers = [a.args[1] if _is_full(a) else a for a in args]
+            if function is np.negative and x.function is np.negative:
+                return x.args[0]
             if any(map(_is_full, args)) and not any(map(_is_line, numbers)):
                 with np.errstate(all="ignore"):
                     return full(function(*numbers))
             for a, b in [args, args[::-1]][: 1 + (function is np.multiply)] if len(args) == 2 else ():
                 if type(b) in _python and b == _neutral[function] and math.copysign(1, b) == 1 and a.like == like:
                     return a
+                if function is np.power and type(b) is int and b == 0:
+                    return full(1)
+                if _is_line(b) and b.function is np.negative and function in (np.add, np.subtract):
+                    other = np.subtract if function is np.add else np.add
+                    return self.line(other, (a, b.args[0]), {}, like)
                 if type(b) in _python and b == -1 and function is np.multiply and a.like == like:
                     return self.new(np.negative, (a,), {}, like)
         return self.new(function, args, options, like)
@@ -1685,7 +1700,8 @@ class _Trace:
         if _is_line(line) and line.shape is not None:
             root = self.roots.get(line, line)
             if root is None or root.function is None or root in self.results or line.is_python:
-                line = self.lines[object()] = _Line(np.copy, (line,), {}, line.like)
+                function = np.float64 if line.is_python and line.dtype == np.float64 else np.copy
+                line = self.lines[object()] = _Line(function, (line,), {}, (*line.like[:2], False))
             self.results.add(root)
         return line
 
@@ -1747,7 +1763,7 @@ class _Trace:
             rest = ", ".join(map(show, args[1])) or "()"
         if is_method:
             return f"{show(args[0])}.{function.__name__.lstrip('_')}({rest})"
-        is_float = line.is_python and line.dtype == np.float64 and function is not np.copy
+        is_float = line.is_python and line.dtype == np.float64
         return f"float({show(function)}({rest}))" if is_float else f"{show(function)}({rest})"
 
     def body(self, out):
@@ -1759,15 +1775,15 @@ class _Trace:
             inputs = [x for x in _leaves((line.args, line.options)) if _is_line(x)]
             waiting += [x for x in dict.fromkeys(inputs) if x not in needed]
             needed.update(inputs)
-        last = {line.step: line for line in self.lines.values() if line in needed}
-        statements, backward = [], False
+        statements, backward, shared = [], False, collections.Counter([line.name for line in self.paths])
         for line in self.lines.values():
             if line not in needed:
                 self.texts[line] = self.unique(line.name) if line.name else "..."
                 continue
             of, by = [self.texts.get(x, "...") for x in line.step or (line, line)]
-            slope = f"d{by}" if line is last.get(line.step) and by.isidentifier() else ""
-            name = line.name or self.paths.get(line) or slope
+            is_slope = bool(line.step) and {*self.slopes[line.step].values()} == {line}
+            name = line.name if shared[line.name] < 2 else ""  # else of a loop
+            name = name or self.paths.get(line) or (f"d{by}" if is_slope and by.isidentifier() else "")
             call, is_part = self.text(line), line.function is op.getitem and line.shape is None
             is_short = not name and needed[line] == 1 and len(call) <= 40 and line.function is not _add_at
             if is_part or is_short:
@@ -1776,8 +1792,8 @@ class _Trace:
             self.texts[line] = name = self.unique(name or "tg"[bool(line.step)])
             comment = "  # several arrays" if line.shape is None else f"  # {line.shape}"
             if line.step:
-                of, by = [x if x.isidentifier() else f"({_plain(x)})" if len(x) < 40 else "..." for x in (of, by)]
-                comment += f", {'part of ' * (line is not last[line.step])}d {of} / d {by}"
+                of, by = [x if x.isidentifier() else f"({_plain(x)})" if 3 < len(x) < 40 else "..." for x in (of, by)]
+                comment += f", {'part of ' * (not is_slope)}d {of} / d {by}"
             if bool(line.step) != backward:
                 backward = not backward
                 statements += ["", "# Backward"] if backward else [""]
@@ -1861,15 +1877,21 @@ def _generate(f, args, options):
     # The module, and the function in it.
     statements, results = trace.body(out), out if type(out) is tuple and out else (out,)
     texts = [_plain(trace.show(x)) for x in results]
-    unnamed = [x for x in _leaves(out) if _is_line(x) and not trace.texts[x].isidentifier()]
-    shapes = [str(x.shape) for x in unnamed if x.shape is not None]
+    arrays = [x for x in _leaves(out) if _is_line(x) and x.shape is not None]
+    shapes = [str(x.shape) for x in arrays if not any(trace.texts[x].isidentifier() for x in arrays)]
     comma = "," * (len(results) == 1 and results is out)
     last = f"return {', '.join(texts)}{comma}" + (f"  # {', '.join(shapes)}" if shapes else "")
     outside, name = [trace.texts[line] for line in trace.parameters], str.__str__(getattr(f, "__name__", ""))
-    name = unicodedata.normalize("NFKC", name)
+    name, seen = (
+        unicodedata.normalize("NFKC", name),
+        [f"{trace.texts[x]} {x.shape or ''}".strip() for x in trace.parameters],
+    )
     name = name if name.isidentifier() and name not in _reserved else "function"
     head = f"def {name}({', '.join([*parameters[:n], *outside, *parameters[n:]])}):"
-    body = [f"    {line}".rstrip() for line in (f"# {', '.join(trace.facts)}", *statements, last)]
+    body = [
+        f"    {line}".rstrip()
+        for line in (f"# For {', '.join([*trace.facts, *seen]) or 'no arguments'}", *statements, last)
+    ]
     module = ["import numpy as np", "", "", head, *body]
 
     # The function for all calls: checks of the arguments, and the same statements.
@@ -1960,7 +1982,7 @@ def jit(f: Callable) -> Any:
     <BLANKLINE>
     <BLANKLINE>
     def function(x, y):
-        # x (2,), y ()
+        # For x (2,), y ()
         return x * y + 1  # (2,)
     <BLANKLINE>
     """
