@@ -1966,8 +1966,9 @@ def jit(f: Callable) -> Any:
     -----
     A kind is a structure with the shapes and dtypes of its arrays and floats, and the values of everything else: of an
     int, bool, string or None. Tensors from outside f are read at each call, so that steps of an optimizer are seen;
-    which ones is fixed, as are arrays from outside and all that NumPy makes of such alone, random numbers too. Called
-    with Tensors that require gradients, with arrays of another library, or within another such function, f itself runs.
+    which ones is fixed, as are arrays from outside and all that NumPy makes of such alone, random numbers too. No gradient
+    flows through the result to Tensors from outside. Called with Tensors that require gradients, with arrays of another
+    library, or within another such function, f itself runs.
 
     Raises
     ------
