@@ -2514,21 +2514,10 @@ def test_results_are_arrays_of_their_own():
     def f(x: Any) -> Any:
         y = x + 1
         both = value_and_grad(lambda x: (x * plain).sum())(x)
-        return (
-            x,
-            x.T,
-            w,
-            w[0],
-            y,
-            y,
-            y.T,
-            y.reshape(3, 2),
-            np.broadcast_to(y[0], (2, 3)),
-            plain,
-            both[1],
-            +y,
-            x[:, None],
-        )
+        ones = x[:1].sum(axis=0), x[:1].mean(axis=0), y[:, :1].max(axis=1), np.exp(x)[:1].sum(axis=0), w[:1].sum(axis=0)
+        spread = grad(lambda x: x.sum() ** 2)(x), np.broadcast_to(x.sum(), (3,)), np.diagonal(x), np.diagonal(y[:0])
+        views = y.T, y.reshape(3, 2), np.broadcast_to(y[0], (2, 3)), plain, both[1], +y, x[:, None]
+        return x, x.T, w, w[0], y, y, *views, *ones, *spread
 
     results = jit(f)(x)
     for i, result in enumerate(results):
@@ -2649,12 +2638,15 @@ UNTRACEABLE: list[tuple[str, Any, str]] = [
     ("mask of what is outside", lambda x: W_OUTSIDE[x > 0], r"shape depends on values"),
     ("np.nonzero", lambda x: np.nonzero(x), r"shape depends on values"),
     ("np.where of one", lambda x: np.where(x > 0), r"shape depends on values"),
-    ("np.repeat", lambda x: np.repeat(x, np.argmax(x)), r"shape depends on values"),
+    ("np.repeat", lambda x: np.repeat(x, np.argmax(x)), r"axis, a length.*Python int"),
+    ("np.repeat of many", lambda x: np.repeat(x, x > 0), r"shape depends on values"),
     ("slice", lambda x: x[: np.argmax(x)], r"length or in range\(\).*Python int"),
     ("range", lambda x: [0 for _ in range(np.argmax(x))], r"length or in range\(\).*Python int"),
     ("writing", lambda x: operator.setitem(x, 0, 1), r"written to.*np\.where"),
     ("writing into an array", untraceable_write, r"np\.asarray\(\)"),
     ("backward", lambda x: (x * W_OUTSIDE).sum().backward(), r"backward\(\).*grad\(\)"),
+    ("axis", lambda x: np.sum(np.ones((3, 3)) * x, axis=np.argmax(x)), r"axis, a length.*Python int"),
+    ("shift", lambda x: np.roll(x, np.argmax(x)), r"axis, a length.*Python int"),
     ("step", lambda x: SGD([W_OUTSIDE], lr=0.1).step(), r"step\(\).*outside"),
 ]
 
@@ -2713,6 +2705,12 @@ class Frozen:
         return f"Frozen({self.value!r})"
 
 
+class Times(Frozen):
+    def __call__(self, x: Any) -> Any:
+        return x * self.value
+
+
+Pair = collections.namedtuple("Pair", "first second")
 M = np.array([[1.0, -2.0, 3.0], [0.5, 4.0, -1.0]])
 TWO_CALLS: list[tuple[str, Any, tuple[Any, ...], tuple[Any, ...]]] = [
     ("initial", lambda x: np.sum(x, axis=0, initial=5.0), (M[:1],), (M[:1] + 1,)),
@@ -2753,6 +2751,14 @@ TWO_CALLS: list[tuple[str, Any, tuple[Any, ...], tuple[Any, ...]]] = [
     ("letters", lambda d: np.exp(d["\u00b5"]) * 2 - np.exp(d["\u03bc"]), ({"\u00b5": M, "\u03bc": M + 1},), (
         {"\u00b5": M * 2, "\u03bc": M},)),
     ("structures", lambda d: d["w"] * d["w"], ({"w": M},), ({"w": M.view(type("Mine", (np.ndarray,), {}))},)),
+    ("index of a range", lambda x: x[range(2)] * x[(0, 1), range(2)][0], (M,), (M + 1,)),
+    ("index of a tuple", lambda x: x[Pair(0, slice(1, None))] + x[Pair(1, 0)], (M,), (M + 1,)),
+    ("ufunc of floats", lambda c, x: np.add(c, 1.0) * x + np.floor_divide(3.0, c), (2.5, f4(1, 2)), (0.5, f4(3, 4))),
+    ("float keys", lambda d: [v * k for k, v in d.items()], ({1.5: M, 2.5: M * 3},), ({2.5: M * 3, 1.5: M},)),
+    ("another float key", lambda d: [v * k for k, v in d.items()], ({1.5: M},), ({3.5: M},)),
+    ("callables", lambda x, s: s(x), (np.arange(3), Times(1)), (np.arange(3), Times(1.0))),
+    ("by keyword", lambda x: np.sum(a=x, axis=0) + np.max(a=x), (M,), (M + 1,)),
+    ("integers as numbers", lambda x, n: np.dot(x, n) + np.clip(x, 0, n) * n, (M, np.int64(2)), (M, np.int64(3))),
     ("empty", lambda x: (x.sum(axis=0), x.mean(axis=1), x.T @ x), (M[:, :0],), (M[:, :0],)),
     ("ones of length", lambda x: x.sum(axis=1).max(axis=0) + x.mean(keepdims=True), (M[:1, :1],), (M[1:, 1:2],)),
 ]  # fmt: skip
@@ -2814,6 +2820,39 @@ def test_other_functions_under_jit_do_not_disturb_a_trace():
         return inner(x) + inner.lower(np.ones(2))(np.ones(2))
 
     assert_alike(jit(f)(np.array([1.0, 2.0])), np.array([4.0, 6.0]))
+
+
+def test_functions_run_as_they_are_where_their_arguments_never_are_of_one_kind():
+    class Counted:
+        n = 0
+
+        def __repr__(self) -> str:
+            Counted.n += 1
+            return f"Counted{Counted.n}"
+
+    f = jit(lambda x, thing: x * 2)
+    for x in (np.ones(2), np.zeros(3)):
+        assert_alike(f(x, Counted()), x * 2)
+
+    class Changed(Frozen):
+        def __repr__(self) -> str:
+            return f"Changed({self.__dict__})"
+
+    def g(x: Any, thing: Any) -> Any:
+        thing.seen = True
+        return x * thing.value
+
+    for _ in range(2):
+        thing = Changed(2)
+        assert_alike(jit(g)(np.ones(2), thing), np.full(2, 2.0))
+
+
+def test_names_of_functions_do_not_get_into_the_way():
+    for name in ("_array", "_map", "_signature", "_as_scalar", "_3", "_args", "len", "np", "float", "function"):
+        f = lambda x: (x * 2, [x.sum()])  # noqa: E731
+        f.__name__ = name
+        for x in (np.ones(2), np.arange(2.0), np.float64(3)):
+            assert_alike(jit(f)(x), (np.asarray(x * 2), [np.asarray(x.sum())]))
 
 
 def test_results_in_containers_of_every_kind():

@@ -341,6 +341,8 @@ def _apply(function, *args, **options):
         args, options = _map(_read, (args, options))
         if isinstance(function, np.ufunc) or function is np.where:
             args = tuple([_read(x, arrays=True) for x in args])
+        if function in _symbols:  # which makes an array of Python's numbers, as operators do not
+            args = tuple([_wrap(_as_array(x._value), x._node) if isinstance(x, Tensor) else x for x in args])
     row = _table.get(function)
     if row is None:
         name, advice = _name(function), "call it outside jit()" if _thread.trace else "give it t.data"
@@ -1418,6 +1420,7 @@ class _Traced(np.lib.mixins.NDArrayOperatorsMixin):
         return found._value if isinstance(found, Tensor) else lambda *args, **options: found(*args, **options)._value
 
     def __getitem__(self, index):
+        index = tuple(index) if isinstance(index, tuple) else [*index] if isinstance(index, range) else index
         return self.trace.call(op.getitem, (_as_array(self), index), {})
 
     def __len__(self):
@@ -1431,7 +1434,9 @@ class _Traced(np.lib.mixins.NDArrayOperatorsMixin):
 
     __bool__ = _refusal("if, while or bool() of a Tensor", "write np.where or np.maximum, or decide and loop outside")
     __float__ = __int__ = _refusal("float(), int() or math's functions of a Tensor", "use np. functions")
-    __index__ = _refusal("a Tensor as a length or in range()", "give the function a Python int, which tracing fixes")
+    __index__ = _refusal(
+        "a Tensor as an axis, a length or in range()", "give the function a Python int, which tracing fixes"
+    )
     __array__ = _refusal("np.asarray(), .item() or a format of a Tensor", "use np. functions, np.stack for np.array")
     __setitem__ = _refusal("writing into an array", "make a new one with np.where, np.concatenate or np.stack")
 
@@ -1450,6 +1455,8 @@ _transposes = {np.transpose, np.swapaxes, np.moveaxis, np.matrix_transpose, np.l
 _reductions = {np.sum, np.mean, np.max, np.min, np.prod}
 _methods = {*_reductions, np.any, np.all, np.argmax, np.argmin, np.cumsum, _reshape, _transpose, _astype}
 _reserved = {"np", "float", "len", "NotImplemented", *keyword.kwlist}
+_of_elements = {op.getitem, np.where, np.take, np.take_along_axis, np.clip, np.full_like, np.isclose, np.allclose}
+_of_elements |= {np.array_equal, np.array_equiv, np.isin, np.dot, np.inner, np.outer, np.vdot, np.kron, np.tensordot}
 _sized_by_values = """
     argwhere bincount compress extract flatnonzero histogram intersect1d nonzero setdiff1d setxor1d trim_zeros union1d
     unique unique_all unique_counts unique_inverse unique_values"""
@@ -1506,6 +1513,7 @@ class _Trace:
         self.paths: dict[_Line, str] = {}  # where in the arguments a line is
         self.facts: list[str] = []  # what is taken as fixed
         self.refused: Exception | None = None
+        self.has_new = False
 
     def enter(self, x, path, *where):
         """An argument with Traced values for arrays and floats; ``where``: the line of what it is in, and the key."""
@@ -1523,6 +1531,7 @@ class _Trace:
     def bound(self, x):
         """The line of what is outside: a Tensor, whose value each call reads anew, or a thing that stays."""
         if id(x) not in self.outside:
+            self.has_new = True
             self.outside[id(x)] = _Line(None, (x,), {}, _like(x._value if isinstance(x, Tensor) else x))
         return self.outside[id(x)]
 
@@ -1553,6 +1562,9 @@ class _Trace:
         by_mask = function is op.getitem and any(x.dtype == bool for x in traced)
         name = getattr(function, "__name__", "") if hasattr(function, "_implementation") else ""
         by_value = name in _sized_by_values.split() or (traced and name in _sized_by_arguments.split())
+        elementwise = isinstance(function, np.ufunc) or function in _of_elements
+        if not elementwise and any(not x.ndim and x.dtype.kind in "iu" for x in traced):
+            traced[0].__index__()
         if by_mask or by_value or (function is np.where and len(args) < 3):
             _refusal("a result whose shape depends on values", "write np.where(mask, x, 0), or select outside")()
         examples, named = _map(lambda x: x.example if isinstance(x, _Traced) else x, (args, options))
@@ -1569,11 +1581,16 @@ class _Trace:
 
         def value(function, lines, options, out):
             line = self.line(function, lines, options, _like(out))
-            for x in _leaves(args):
-                example = x.example if isinstance(x, _Traced) else x
-                if isinstance(example, np.ndarray) and (function in _reshapes or np.may_share_memory(out, example)):
-                    root = self.roots.get(self.line_of(x), self.line_of(x))
-                    self.roots[line] = root if np.asarray(out).flags.writeable else None
+            sources = [x for x in _leaves(args) if isinstance(x, (_Traced, np.ndarray))]
+            memory = [x.example if isinstance(x, _Traced) else x for x in sources]
+            shared = [self.line_of(x) for x, m in zip(sources, memory, strict=True) if np.may_share_memory(out, m)]
+            shared = shared if line.function is not np.full else []
+            for x in [line.args[0]] if line.function in (_reshape, _transpose, np.broadcast_to) else shared:
+                self.roots[line] = self.roots.get(x, x)
+            if line.function is np.broadcast_to or (
+                line.function is not np.full and not np.asarray(out).flags.writeable
+            ):
+                self.roots[line] = None
             return _Traced(self, line, out)
 
         if not isinstance(out, (tuple, list)):
@@ -1590,11 +1607,13 @@ class _Trace:
         code = frame and frame.f_code
         for name in code.co_varnames + code.co_cellvars + code.co_freevars + code.co_names if frame else ():
             x = frame.f_locals.get(name, frame.f_globals.get(name))
-            self.name(x, name)
-            if not all(line.name for line in self.outside.values()):  # an item or attribute of x perhaps
+            if self.has_new or isinstance(x, Tensor):
+                self.name(x, name)
+            if self.has_new:  # from outside: an item or attribute of x perhaps
                 parts = _items(x) if isinstance(x, (tuple, list, dict)) else getattr(x, "__dict__", {}).items()
                 for key, part in itertools.islice(parts, 100):
                     self.name(part, f"{name}_{key}")
+        self.has_new = False
 
     def name(self, x, name):
         value = x._value if isinstance(x, Tensor) else x
@@ -1720,7 +1739,8 @@ class _Trace:
             items = [self.show(item, index and type(item) is slice) for _, item in _items(x)]
             text = ", ".join(items) + "," * (len(items) == 1 and isinstance(x, tuple))
             if isinstance(x, dict):
-                text = f"{{{', '.join([f'{self.show(key)}: {item}' for key, item in zip(x, items, strict=True)])}}}"
+                keys = [self.show(self.fixed(key)) for key in x]
+                text = f"{{{', '.join(map('{}: {}'.format, keys, items))}}}"
             elif isinstance(x, list) or not ((index and items) or hasattr(x, "_fields")):
                 text = f"[{text}]" if isinstance(x, list) else f"({text})"
             if isinstance(x, dict) and type(x) is not dict:
@@ -1757,8 +1777,10 @@ class _Trace:
             return f"np.{known}({line.shape}{kind})" if known else f"np.full({line.shape}, {show(c)}{kind})"
         if function is _transpose and args[1] == (*reversed(range(line.ndim)),):
             return f"{show(args[0])}.T"
-        is_method = function in _methods and _is_line(args[0]) and not args[0].is_python
-        rest = ", ".join([show(a) for a in args[is_method:]] + [f"{key}={show(a)}" for key, a in options.items()])
+        is_method = function in _methods and args and _is_line(args[0]) and not args[0].is_python
+        rest = ", ".join(
+            [show(a) for a in args[bool(is_method) :]] + [f"{key}={show(a)}" for key, a in options.items()]
+        )
         if function is _reshape:
             rest = ", ".join(map(show, args[1])) or "()"
         if is_method:
@@ -1828,12 +1850,17 @@ def _signature(x):
     if _is_array(x):
         return (x.shape or type(x), x.dtype) if type(x) is np.ndarray or isinstance(x, np.generic) else None
     if isinstance(x, (tuple, list, dict)):
-        return type(x), *[(_signature(key), _signature(item)) for key, item in _items(x)]
-    if type(x) is float or type(x) in _plain_types or callable(x):
-        return float if type(x) is float else (type(x), x)
+        return type(x), *[(_kind(key), _signature(item)) for key, item in _items(x)]
+    return float if type(x) is float else _kind(x)
+
+
+def _kind(x):
+    """What tells fixed things apart, also those that are equal but differ within."""
+    if type(x) in _plain_types:
+        return type(x), x
     what = f"jit() takes what is no array and no float as fixed, and a {type(x).__name__} may change"
     _check(isinstance(x, (Hashable, slice)), f"{what}: give it an array, or something that has a hash", TypeError)
-    return type(x), repr(x), None if isinstance(x, slice) else x  # what is equal may differ within
+    return type(x), repr(x), None if isinstance(x, slice) else x
 
 
 _generated = itertools.count(1)
@@ -1862,6 +1889,7 @@ def _generate(f, args, options):
         names = [p.name for p in inspect.signature(f).parameters.values() if p.kind < p.VAR_POSITIONAL][:n]
     names += [*[f"args_{i}" for i in range(len(names), n)], *options]
     parameters, given = [*map(trace.unique, names)], (*args, *options.values())
+    kinds = [*map(_signature, given)]
     traced = [*map(trace.enter, given, parameters)]
     around, _thread.trace = _thread.trace, trace
     _traces.append(trace)
@@ -1886,7 +1914,7 @@ def _generate(f, args, options):
         unicodedata.normalize("NFKC", name),
         [f"{trace.texts[x]} {x.shape or ''}".strip() for x in trace.parameters],
     )
-    name = name if name.isidentifier() and name not in _reserved else "function"
+    name = name if name.isidentifier() and name not in _reserved and name[0] != "_" else "function"
     head = f"def {name}({', '.join([*parameters[:n], *outside, *parameters[n:]])}):"
     body = [
         f"    {line}".rstrip()
@@ -1905,14 +1933,13 @@ def _generate(f, args, options):
     values = [line.args[0] for line in trace.parameters]
     values = [f"_as_scalar({bind(x)}._value)" if isinstance(x, Tensor) else bind(x) for x in values]
     checks = []
-    for p, x in zip(parameters, given, strict=True):
+    for p, x, kind in zip(parameters, given, kinds, strict=True):
         if isinstance(x, np.ndarray):
             checks.append(f"{p}.__class__ is _array and {p}.shape == {x.shape} and {p}.dtype == {bind(x.dtype)}")
         elif isinstance(x, np.generic):  # a 0-d array is one too
             checks.append(f"({p} := {p}[()] if {p}.__class__ is _array else {p}).__class__ is {bind(type(x))}")
         else:
-            same = f"_signature({p}) == {bind(_signature(x))}"
-            checks.append(f"{p}.__class__ is float" if type(x) is float else same)
+            checks.append(f"{p}.__class__ is float" if type(x) is float else f"_signature({p}) == {bind(kind)}")
     for i, x in enumerate(results):
         if any(_is_line(part) and part.shape == () for part in _leaves(x)):
             texts[i] = f"({texts[i]}).__array__()" if _is_line(x) else f"_map(_as_data, {texts[i]})"
@@ -1966,9 +1993,9 @@ def jit(f: Callable) -> Any:
     -----
     A kind is a structure with the shapes and dtypes of its arrays and floats, and the values of everything else: of an
     int, bool, string or None. Tensors from outside f are read at each call, so that steps of an optimizer are seen;
-    which ones is fixed, as are arrays from outside and all that NumPy makes of such alone, random numbers too. No gradient
-    flows through the result to Tensors from outside. Called with Tensors that require gradients, with arrays of another
-    library, or within another such function, f itself runs.
+    which ones is fixed, as are arrays from outside and all that NumPy makes of such alone, random numbers too. No
+    gradient flows through the result to Tensors from outside. Called with Tensors that require gradients, with arrays
+    of another library, or within another such function, f itself runs.
 
     Raises
     ------
@@ -2017,10 +2044,12 @@ def jit(f: Callable) -> Any:
         leaves = _leaves((args, options))
         if _thread.trace or (_thread.recording and any(isinstance(x, Tensor) and x._node for x in leaves)):
             return f(*args, **options)
-        if any(_is_foreign(_unwrapped(x)) for x in leaves):
-            return _map(lambda x: x.data if isinstance(x, Tensor) else x, f(*args, **options))
-        entry, args, options = find(args, options)
-        return entry.run(args, options)
+        if not any(_is_foreign(_unwrapped(x)) for x in leaves):
+            entry, *found = find(args, options)
+            out = entry.run(*found)
+            if out is not NotImplemented:
+                return out
+        return _map(lambda x: x.data if isinstance(x, Tensor) else x, f(*args, **options))
 
     def cache_info():
         info = generated.cache_info()
