@@ -1492,6 +1492,19 @@ def _literal(x):
         return "..." if x is ... else name if name.startswith("np.") and op.attrgetter(name[3:])(np) is x else None
 
 
+def _check_followed(function, args, options):
+    """Refuse calls whose result has a shape that depends on values, and what else is fixed by them."""
+    traced = [x for x in _leaves((args[1:], options)) if isinstance(x, _Traced)]
+    name = getattr(function, "__name__", "") if hasattr(function, "_implementation") else ""
+    is_sized = name in _sized_by_values.split() or (traced and name in _sized_by_arguments.split())
+    by_elements = isinstance(function, np.ufunc) or function in _of_elements
+    if not by_elements and any(not x.ndim and x.dtype.kind in "iu" for x in traced):
+        op.index(traced[0])
+    by_mask = function is op.getitem and any(x.dtype == bool for x in traced)
+    if is_sized or by_mask or (function is np.where and len(args) < 3):
+        _refusal("a result whose shape depends on values", "write np.where(mask, x, 0), or select outside")()
+
+
 def _plain(text):
     """An expression without the parentheses that it does not need."""
     return ast.unparse(ast.parse(text, mode="eval"))
@@ -1557,46 +1570,35 @@ class _Trace:
 
     def call(self, function, args, options):
         """Note a call; what it gives."""
-        traced = [x for x in _leaves((args[1:], options)) if isinstance(x, _Traced)]
-        outs = [x for x in _leaves((args, options)) if isinstance(x, np.ndarray)]
-        by_mask = function is op.getitem and any(x.dtype == bool for x in traced)
-        name = getattr(function, "__name__", "") if hasattr(function, "_implementation") else ""
-        by_value = name in _sized_by_values.split() or (traced and name in _sized_by_arguments.split())
-        elementwise = isinstance(function, np.ufunc) or function in _of_elements
-        if not elementwise and any(not x.ndim and x.dtype.kind in "iu" for x in traced):
-            traced[0].__index__()
-        if by_mask or by_value or (function is np.where and len(args) < 3):
-            _refusal("a result whose shape depends on values", "write np.where(mask, x, 0), or select outside")()
+        _check_followed(function, args, options)
         examples, named = _map(lambda x: x.example if isinstance(x, _Traced) else x, (args, options))
         out = function(*examples, **named)
-        if out is None or any(out is x for x in outs):
+        arrays = [x for x in _leaves((args, options)) if isinstance(x, (_Traced, np.ndarray))]
+        if out is None or any(out is x for x in arrays):
             _refusal(f"{_name(function)} that writes into an array", "make a new one")()
         if function in (np.shape, np.ndim, np.size, np.result_type):
             return out
         is_operator = function in _symbols or function in (np.negative, np.positive, np.absolute)
         if is_operator and all(x.__class__ in _python for x in examples):  # as Python has it
             out = out.item() if out.dtype == float or function in (np.add, np.subtract, np.multiply) else out
-        lines, options = _map(self.line_of, (args, options))
+        args, options = _map(self.line_of, (args, options))
         self.take_names()
-
-        def value(function, lines, options, out):
-            line = self.line(function, lines, options, _like(out))
-            sources = [x for x in _leaves(args) if isinstance(x, (_Traced, np.ndarray))]
-            memory = [x.example if isinstance(x, _Traced) else x for x in sources]
-            shared = [self.line_of(x) for x, m in zip(sources, memory, strict=True) if np.may_share_memory(out, m)]
-            shared = shared if line.function is not np.full else []
-            for x in [line.args[0]] if line.function in (_reshape, _transpose, np.broadcast_to) else shared:
-                self.roots[line] = self.roots.get(x, x)
-            if line.function is np.broadcast_to or (
-                line.function is not np.full and not np.asarray(out).flags.writeable
-            ):
-                self.roots[line] = None
-            return _Traced(self, line, out)
-
         if not isinstance(out, (tuple, list)):
-            return value(function, lines, options, out)
-        whole = self.new(function, lines, options, _nothing)
-        return _rebuilt(out, [value(op.getitem, (whole, i), {}, x) for i, x in enumerate(out)])
+            return self.value(self.line(function, args, options, _like(out)), out, arrays)
+        whole = self.new(function, args, options, _nothing)
+        parts = [self.new(op.getitem, (whole, i), {}, _like(x)) for i, x in enumerate(out)]
+        return _rebuilt(out, [self.value(part, x, arrays) for part, x in zip(parts, out, strict=True)])
+
+    def value(self, line, out, arrays):
+        """What stands for a line; and whose memory it is, if that of one of the arrays it was made of."""
+        memory = [x.example if isinstance(x, _Traced) else x for x in arrays]
+        shared = [self.line_of(x) for x, m in zip(arrays, memory, strict=True) if np.may_share_memory(out, m)]
+        is_view = line.function in (_reshape, _transpose, np.broadcast_to)  # of some memory orders at least
+        for x in [line.args[0]] if is_view else shared if not _is_full(line) else []:
+            self.roots[line] = self.roots.get(x, x)
+        if line.function is np.broadcast_to or not (_is_full(line) or np.asarray(out).flags.writeable):
+            self.roots[line] = None
+        return _Traced(self, line, out)
 
     def take_names(self):
         """Name lines as the function that calls NumPy names its variables."""

@@ -223,7 +223,6 @@ def train(layers: Layers, parts: Parts, args: argparse.Namespace, rng: np.random
                 for parameter, gradient in zip(parameters, itertools.chain(*slopes(x[rows], y[rows])), strict=True):
                     parameter.grad = gradient
             optimizer.step()
-
         with no_grad():
             predicted = {part: predict(layers, x).data for part, (x, _) in parts.items()}
         losses = {part: float(np.square(predicted[part] - y).mean()) for part, (_, y) in parts.items()}

@@ -215,11 +215,11 @@ def train(
     steps, speed, interrupted = 0, 0.0, False
     for epoch in range(epochs + 1):
         if epoch:
-            rate = lr * (1 - (epoch - 1) / epochs)
+            falling_lr = lr * (1 - (epoch - 1) / epochs)
             start, before = time.perf_counter(), steps
             try:
                 for x_batch, y_batch in batches(x, y, size, rng):
-                    w, b = step(w, b, x_batch, y_batch, rate)
+                    w, b = step(w, b, x_batch, y_batch, falling_lr)
                     steps += 1
             except KeyboardInterrupt:
                 interrupted = True
