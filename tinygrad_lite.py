@@ -286,14 +286,14 @@ def _map(function, tree):
     """The function of every leaf of nested tuples, lists and dicts, in the same structure."""
     if not isinstance(tree, (tuple, list, dict)):
         return function(tree)
-    return _rebuilt(tree, [_map(function, item) for _, item in _items(tree)])
+    return _rebuilt(tree, [_map(function, item) for item in (tree.values() if isinstance(tree, dict) else tree)])
 
 
 def _leaves(tree):
     """The leaves of nested tuples, lists and dicts, in a list."""
     if not isinstance(tree, (tuple, list, dict)):
         return [tree]
-    return [leaf for _, item in _items(tree) for leaf in _leaves(item)]
+    return [leaf for item in (tree.values() if isinstance(tree, dict) else tree) for leaf in _leaves(item)]
 
 
 def _unwrapped(x):
@@ -1627,7 +1627,7 @@ class _Trace:
 
     def new(self, function, args, options, like):
         """A line as it is, or the older one that says the same."""
-        said = [str(_map(lambda x: f"#{id(x)}" if _is_line(x) else repr(x), (arg,))) for arg in (*args, options)]
+        said = [*map(str, _map(lambda x: f"#{id(x)}" if _is_line(x) else repr(x), (*args, options)))]
         key = function, like, *(sorted(said) if function in (np.add, np.multiply) else said)
         if key not in self.lines:
             self.lines[key] = _Line(function, args, options, like, self.lines_of(*self.step))
