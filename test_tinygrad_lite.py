@@ -2303,13 +2303,13 @@ def two_layers(W, b, V, c, X, y):
     loss = (error ** 2).sum() / 105  # ()
 
     # Backward
-    derror = 2 / 105 * error  # (105, 1), d loss / d error
-    dc = derror.sum(axis=0)  # (1,), d loss / d c
-    dh = derror @ V.T  # (105, 16), d loss / d h
-    dV = h.T @ derror  # (16, 1), d loss / d V
-    g = dh * (1 - h * h)  # (105, 16), d loss / d (X @ W + b)
-    db = g.sum(axis=0)  # (16,), d loss / d b
-    dW = X.T @ g  # (3, 16), d loss / d W
+    derror = 2 / 105 * error  # d loss / d error, (105, 1)
+    dc = derror.sum(axis=0)  # d loss / d c, (1,)
+    dh = derror @ V.T  # d loss / d h, (105, 16)
+    dV = h.T @ derror  # d loss / d V, (16, 1)
+    g = dh * (1 - h * h)  # d loss / d (X @ W + b), (105, 16)
+    db = g.sum(axis=0)  # d loss / d b, (16,)
+    dW = X.T @ g  # d loss / d W, (3, 16)
     return loss, (dW, db, dV, dc)
 """.replace("loss", "two_layers")
     )
@@ -2341,7 +2341,7 @@ def test_arrays_from_outside_keep_their_names_on_the_way_back():
 
     source = jit(grad(loss)).source(np.ones(3))
     assert source.split("\n")[3] == "def loss(w, X, y):"
-    assert "dw = X.T @ (derror * (1 - t * t))  # (3,), d loss / d w" in source
+    assert "dw = X.T @ (derror * (1 - t * t))  # d loss / d w, (3,)" in source
     assert_alike(executed(source)(np.ones(3), X, y), grad(loss)(np.ones(3)))
     product = jit(lambda w, v: grad(lambda w: grad(loss)(w) @ v)(w))
     assert_alike(product(np.ones(3), np.arange(3.0)), hessian(loss)(np.ones(3)) @ np.arange(3.0))
@@ -2382,8 +2382,8 @@ def test_labels_are_true_where_two_expressions_are_one_line():
     x = np.array([0.3, -0.7])
     source = jit(grad(f)).source(x)
     assert source.count("np.exp") == 1
-    assert not re.search(r"\), d f / d t$", source, re.MULTILINE)  # of which there are shares alone
-    assert re.search(r"\), d f / d x$", source, re.MULTILINE)
+    assert "# d f / d t," not in source  # of which there are shares alone
+    assert "# d f / d x, (2,)" in source
 
 
 def test_sums_that_a_reshape_does_and_other_needless_calls_are_not_printed():
@@ -2878,7 +2878,7 @@ def test_comments_name_each_value_once():
         return v * 2
 
     lines = jit(grad(f)).source(M).splitlines()
-    labels = [line.split("  # ")[1] for line in lines if ", d " in line]
+    labels = [line.split("  # ")[1].rpartition(", (")[0] for line in lines if "# d " in line or "# part of d " in line]
     assert len({*labels}) == len(labels)
     assert not any(re.search(r"d (\w+) / d \1$", label) for label in labels)
 

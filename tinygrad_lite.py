@@ -1814,14 +1814,14 @@ class _Trace:
                 self.texts[line] = call
                 continue
             self.texts[line] = name = self.unique(name or "tg"[bool(line.step)])
-            comment = "  # several arrays" if line.shape is None else f"  # {line.shape}"
+            comment = "several arrays" if line.shape is None else str(line.shape)
             if line.step:
                 of, by = [x if x.isidentifier() else f"({_plain(x)})" if 3 < len(x) < 40 else "..." for x in (of, by)]
-                comment += f", {'part of ' * (not is_slope)}d {of} / d {by}"
+                comment = f"{'part of ' * (not is_slope)}d {of} / d {by}, {comment}"
             if bool(line.step) != backward:
                 backward = not backward
                 statements += ["", "# Backward"] if backward else [""]
-            statements.append(f"{name} = {_plain(call)}{comment}")
+            statements.append(f"{name} = {_plain(call)}  # {comment}")
             if line.function is _add_at:
                 values, index = line.args[0], self.show(line.args[1], True)
                 values = _plain(self.show(_number(values.args[1]) if _is_full(values) else values))
