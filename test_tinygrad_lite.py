@@ -2754,6 +2754,8 @@ TWO_CALLS: list[tuple[str, Any, tuple[Any, ...], tuple[Any, ...]]] = [
     ("index of a range", lambda x: x[range(2)] * x[(0, 1), range(2)][0], (M,), (M + 1,)),
     ("index of a tuple", lambda x: x[Pair(0, slice(1, None))] + x[Pair(1, 0)], (M,), (M + 1,)),
     ("ufunc of floats", lambda c, x: np.add(c, 1.0) * x + np.floor_divide(3.0, c), (2.5, f4(1, 2)), (0.5, f4(3, 4))),
+    ("ufunc of a float", lambda c, x: np.subtract(c, x) * np.multiply(x, c), (2.5, f4(1, 2)), (0.5, f4(3, 4))),
+    ("added ones", lambda x: x * 1.0 + grad(lambda x: x[[0, 0]].sum())(x), (M,), (M + 1,)),
     ("float keys", lambda d: [v * k for k, v in d.items()], ({1.5: M, 2.5: M * 3},), ({2.5: M * 3, 1.5: M},)),
     ("another float key", lambda d: [v * k for k, v in d.items()], ({1.5: M},), ({3.5: M},)),
     ("callables", lambda x, s: s(x), (np.arange(3), Times(1)), (np.arange(3), Times(1.0))),

@@ -341,7 +341,8 @@ def _apply(function, *args, **options):
         args, options = _map(_read, (args, options))
         if isinstance(function, np.ufunc) or function is np.where:
             args = tuple([_read(x, arrays=True) for x in args])
-        if function in _symbols:  # which makes an array of Python's numbers, as operators do not
+        if function in _symbols and all(type(getattr(_unwrapped(x), "example", x)) in _python for x in args):
+            # Of Python's numbers alone a function makes one of NumPy's, as operators do not.
             args = tuple([_wrap(_as_array(x._value), x._node) if isinstance(x, Tensor) else x for x in args])
     row = _table.get(function)
     if row is None:
@@ -1639,7 +1640,10 @@ class _Trace:
     def line(self, function, args, options, like):
         """The line of a call, in the simplest form that it has."""
         shape, dtype, _ = like
-        args = (args[0], dtype) if function is _astype else args[:2] if function is _add_at else args
+        if function is _astype:
+            args = args[0], dtype
+        if function is _add_at:
+            args = (_number(args[0].args[1]) if _is_full(args[0]) else args[0]), args[1]
         x: Any = args[0] if args else None
         rest = args[1:]
         size, by_order = math.prod(shape), any(_is_line(a) or isinstance(a, str) for a in _leaves((rest, options)))
@@ -1823,8 +1827,7 @@ class _Trace:
                 statements += ["", "# Backward"] if backward else [""]
             statements.append(f"{name} = {_plain(call)}  # {comment}")
             if line.function is _add_at:
-                values, index = line.args[0], self.show(line.args[1], True)
-                values = _plain(self.show(_number(values.args[1]) if _is_full(values) else values))
+                values, index = _plain(self.show(line.args[0])), self.show(line.args[1], True)
                 at = f"np.add.at({name}, {index if _is_line(line.args[1]) else f'np.s_[{index}]'}, {values})"
                 statements.append(f"{name}[{index}] = {values}" if _is_basic(line.args[1]) else at)
         return statements
