@@ -1691,7 +1691,7 @@ class _Trace:
             for a, b in [args, args[::-1]][: 1 + (function is np.multiply)] if len(args) == 2 else ():
                 if type(b) in _python and b == _neutral[function] and math.copysign(1, b) == 1 and a.like == like:
                     return a
-                if function is np.power and type(b) is int and b == 0:
+                if function is np.power and type(b) is int and b == 0 and not like[2]:
                     return full(1)
                 if _is_line(b) and b.function is np.negative and function in (np.add, np.subtract):
                     other = np.subtract if function is np.add else np.add
