@@ -116,10 +116,10 @@ class _Row:
     ``expression``, the same function said in other functions of the table; a constant has neither, and its result
     carries no gradient. What joins any number of arrays has both (see ``_variadic``). ``compute`` is the quickest way
     to the value of a rule. ``arity`` is the number of arguments that need no look if they come without options;
-    ``ways`` are the other ways to call that need none.
+    ``ways`` are the other ways to call that need none. ``elastic`` is said below, in the section on backward.
     """
 
-    __slots__ = ("arity", "compute", "expression", "function", "reads", "vjps", "ways")
+    __slots__ = ("arity", "compute", "elastic", "expression", "function", "reads", "vjps", "ways")
 
     def __init__(self, function, vjps=()):
         self.function = function
@@ -133,6 +133,7 @@ class _Row:
         self.expression: Callable | None = expression
         self.compute: Callable = self.function
         self.arity, self.ways = len(vjps) if all(vjps) and not expression else -1, set()
+        self.elastic = False
 
     def arrange(self, args, options):
         """A call as the rules take it: by position as far as can be, and without options that say NumPy's default.
@@ -331,7 +332,7 @@ def _compute(function, compute, values, options, foreign=False):
         raise type(error)(f"{_name(function)} of shapes {shapes}: {str(error).strip()}") from None
 
 
-def _apply(function, *args, **options):
+def _apply(function, args, options):
     """Call a function of the table on the values of its arguments, and record the call if one requires gradients.
 
     Every operation passes through here, but for the operators of two operands (``_operator``) and what joins any number
@@ -348,14 +349,28 @@ def _apply(function, *args, **options):
     if row is None:
         name, advice = _name(function), "call it outside jit()" if _thread.trace else "give it t.data"
         raise TypeError(f"{name} has no derivative rule: add one with defvjp({name}, ...), or {advice}")
-    values = [x._value if isinstance(x, Tensor) else x for x in args]
-    if options or len(args) != row.arity or not _quick.issuperset([value.__class__ for value in values]):
+    if options or len(args) != row.arity:
         return _apply_with_care(row, args, options)
-    return _record(row, args, values, _compute(function, row.compute, values, {}))
+    values, nodes = [], []
+    for x in args:
+        node = None
+        if isinstance(x, Tensor):
+            node, x = x._node, x._value
+        if x.__class__ not in _quick:
+            return _apply_with_care(row, args, options)
+        values.append(x)
+        nodes.append(node)
+    try:
+        out = row.compute(*values)
+    except ValueError:
+        out = _compute(function, row.compute, values, options)  # which says more
+    return _record(row, nodes, values, out, options)
 
 
 def _apply_with_care(row, args, options):
     """The same for arguments of all kinds."""
+    if isinstance(row.function, np.ufunc):
+        args = [x if isinstance(x, (Tensor, int, float)) else _as_value(x) for x in args]
     function, leaves = row.function, _leaves((args, options))
     tensors = [x for x in leaves if isinstance(x, Tensor)]
     recorded = _thread.recording and any(t._node for t in tensors) and (row.vjps or row.expression)
@@ -364,8 +379,9 @@ def _apply_with_care(row, args, options):
         args, options = row.arrange(args, options)
     if row.expression and (recorded or (foreign and not isinstance(function, np.ufunc))):  # ufuncs every library has
         return row.expression(*args, **options)
+    nodes = [x._node if isinstance(x, Tensor) else None for x in args]
     if recorded:
-        row.refuse([x._node if isinstance(x, Tensor) else None for x in args])
+        row.refuse(nodes)
         if len(tensors) > sum([isinstance(x, Tensor) for x in args]):
             raise TypeError(f"{_name(function)} takes Tensors by position, not by keyword or in a list")
     values, options = _map(_unwrapped, (args, options))
@@ -373,17 +389,16 @@ def _apply_with_care(row, args, options):
     if not recorded:
         return _map(lambda x: _wrap(_as_value(x), None) if hasattr(x, "dtype") else x, out)
     values = [_as_array(x) if isinstance(arg, Tensor) else x for x, arg in zip(values, args, strict=True)]
-    return _record(row, args, values, out, options)
+    return _record(row, nodes, values, out, options)
 
 
-def _record(row, args, values, out, options=None):
+def _record(row, nodes, values, out, options):
     """The Tensor of a result, with a node if an argument has one."""
     if out.__class__ is not float:
         if isinstance(out, Tensor) or not hasattr(out, "dtype"):
             raise TypeError(f"{_name(row.function)} gave a {type(out).__name__}: it must make one array out of arrays")
         if out.dtype.kind != "f":
             return _wrap(_as_value(out), None)
-    nodes = [x._node if isinstance(x, Tensor) else None for x in args]
     return _wrap(out, _Node(row, nodes, values, out, options) if _thread.recording and any(nodes) else None)
 
 
@@ -397,16 +412,22 @@ def _operator(function, compute) -> tuple[Callable[[Any, Any], Tensor], Callable
     def forward(x, y):
         if _traces:
             x, y = _read(x, arrays=True), _read(y, arrays=True)
-        of_x, x = (x._node, x._value) if isinstance(x, Tensor) else (None, _as_operand(x))
-        of_y, y = (y._node, y._value) if isinstance(y, Tensor) else (None, _as_operand(y))
-        if x is NotImplemented or y is NotImplemented:
+        of_x = of_y = None
+        if isinstance(x, Tensor):
+            of_x, x = x._node, x._value
+        elif x.__class__ not in _quick and (x := _as_operand(x)) is NotImplemented:
+            return NotImplemented
+        if isinstance(y, Tensor):
+            of_y, y = y._node, y._value
+        elif y.__class__ not in _quick and (y := _as_operand(y)) is NotImplemented:
             return NotImplemented
         weak = x.__class__ in _python and y.__class__ in _python  # NumPy's arithmetic, but the result has no dtype yet
         try:
             out = compute(_float64(x) if weak else x, y)
         except ValueError:
             out = _compute(function, compute, (x, y), {})  # which says more
-        out = float(out) if weak and out.__class__ is _float64 else out
+        if weak and out.__class__ is _float64:
+            out = float(out)
         if (of_x is of_y is None) or not _thread.recording or not row.vjps:
             return _wrap(out, None)
         if row.arity != 2:
@@ -420,7 +441,7 @@ def _method(function) -> Callable[..., Tensor]:
     """A function of the table as a method of Tensor, with the arguments that NumPy's function takes."""
 
     def method(self, *args, **options):
-        return _apply(function, self, *args, **options)
+        return _apply(function, (self, *args), options)
 
     method.__name__ = function.__name__.lstrip("_")
     method.__doc__ = f"``{_name(function)}`` of this Tensor, with the arguments that it takes after the array."
@@ -568,7 +589,7 @@ class Tensor:
                 _check(gradient.shape == value.shape, f"backward() of shape {value.shape} got {gradient.shape}")
                 gradient = gradient.astype(value.dtype)
             elif value.size == 1:
-                gradient = value.dtype.type(1) if isinstance(value, np.generic) else np.ones_like(value)
+                gradient = _one(value)
             else:
                 raise ValueError(f"backward() of shape {value.shape} needs a gradient: .sum() it first, or give one")
             gradients = _backward({self._node: gradient}, create_graph)
@@ -595,7 +616,7 @@ class Tensor:
 
     def __getitem__(self, index: Any) -> Tensor:
         _check_local(op.getitem, () if _is_foreign(self._value) else index)
-        return _apply(op.getitem, self, _map(_unwrapped, index))
+        return _apply(op.getitem, (self, _map(_unwrapped, index)), {})
 
     def __setitem__(self, index: Any, value: Any) -> None:
         raise TypeError("a Tensor cannot be written to: make a new one with np.where, np.concatenate or np.stack")
@@ -629,10 +650,10 @@ class Tensor:
         if method != "__call__" or options:
             call = f"{_name(ufunc)}.{method}".removesuffix(".__call__") + "".join([f" with {o}=" for o in options])
             raise TypeError(f"{call} does not take Tensors: write np.sum, np.where, .astype or y = np.add(x, 1) say")
-        return _apply(ufunc, *[x if isinstance(x, (Tensor, int, float)) else _as_value(x) for x in inputs])
+        return _apply(ufunc, inputs, {})
 
     def __array_function__(self, function, types, args, options):
-        return _apply(function, *args, **options)
+        return _apply(function, args, options)
 
     def __repr__(self) -> str:
         x = np.asarray(self._value) if isinstance(self._value, (np.generic, float)) else self._value
@@ -671,15 +692,15 @@ class Tensor:
 
     def clip(self, min: Any = None, max: Any = None) -> Tensor:
         """The values limited to [min, max]; None is no limit."""
-        return _apply(np.clip, self, min, max)
+        return _apply(np.clip, (self, min, max), {})
 
     def reshape(self, *shape: Any) -> Tensor:
         """``t.reshape(2, -1)`` or ``t.reshape((2, -1))``."""
-        return _apply(np.reshape, self, shape[0] if len(shape) == 1 and np.ndim(shape[0]) else shape)
+        return _apply(np.reshape, (self, shape[0] if len(shape) == 1 and np.ndim(shape[0]) else shape), {})
 
     def transpose(self, *axes: Any) -> Tensor:
         """``t.transpose()`` reverses the axes, ``t.transpose(1, 0)`` or ``t.transpose((1, 0))`` orders them."""
-        return _apply(np.transpose, self, axes[0] if len(axes) == 1 else axes or None)
+        return _apply(np.transpose, (self, axes[0] if len(axes) == 1 else axes or None), {})
 
 
 # --- The table of derivative rules ------------------------------------------------------------------------------------
@@ -718,7 +739,7 @@ def defvjp(function: Callable, *vjps: Callable | None) -> Callable:
     @functools.wraps(function)
     def recording(*args: Any, **options: Any) -> Any:
         plain = not any(isinstance(leaf, Tensor) for leaf in _leaves((args, options)))
-        return function(*args, **options) if plain else _apply(function, *args, **options)
+        return function(*args, **options) if plain else _apply(function, args, options)
 
     _table[recording] = _table[function]
     return recording
@@ -730,8 +751,8 @@ def _variadic(function, compute, vjp, arrays, **options):
     with _lock:
         if len(row.vjps) < len(arrays):
             row.define([functools.partial(vjp, i) for i in range(2 * len(arrays))], row.expression)
-    values = [_as_array(array._value) for array in arrays]
-    return _record(row, arrays, values, _compute(function, compute, values, options), options)
+    values, nodes = [_as_array(array._value) for array in arrays], [array._node for array in arrays]
+    return _record(row, nodes, values, _compute(function, compute, values, options), options)
 
 
 def _axes(x, axis):
@@ -758,10 +779,14 @@ def _nonzero(x):
     return np.where(x == 0, 1, x)
 
 
-def _spread(g, x, axis):
-    """The gradient of a sum over ``axis`` goes to every element of x alike: to NumPy's arrays as a view."""
-    g = g.reshape(_kept(x, axis)) if g.ndim else g
-    return g + np.zeros_like(x) if _is_foreign(_unwrapped(x)) else np.broadcast_to(g, x.shape)
+def _whole(g, x):
+    """A gradient that was left smaller, in the shape of the x that it belongs to."""
+    return g if g.shape == x.shape else np.broadcast_to(g, x.shape)
+
+
+def _spread(g, out, x, axis):
+    """The gradient of a sum over ``axis`` goes to every element of x alike, as broadcasting will do."""
+    return _whole(g, out).reshape(_kept(x, axis)) if g.ndim else g
 
 
 def _share(g, out, a, axis=None, *, keepdims=False):
@@ -807,7 +832,7 @@ def _matmul_vjp_y(g, _out, x, _y):
 
 def _to_kind(g, x):
     """g as an array of the kind that x is, of another library, and in the same chunks if it has any."""
-    g = g if type(g) is type(x) else g + np.zeros_like(x)
+    g = g if type(g) is type(x) and g.shape == x.shape else g + np.zeros_like(x)
     return g.rechunk(x.chunks) if getattr(g, "chunks", None) != getattr(x, "chunks", None) else g
 
 
@@ -906,8 +931,9 @@ _unary: dict[Callable, Callable] = {
 }
 for unary, unary_vjp in _unary.items():
     defvjp(unary, unary_vjp)
-defvjp(np.sum,         lambda g, _, _a, axis=None, *, keepdims=False: _spread(g, _a, axis))
-defvjp(np.mean,        lambda g, _, _a, axis=None, *, keepdims=False: _spread(g * (g.size / max(_a.size, 1)), _a, axis))
+defvjp(np.sum,         lambda g, _out, _a, axis=None, *, keepdims=False: _spread(g, _out, _a, axis))
+defvjp(np.mean,        lambda g, _out, _a, axis=None, *, keepdims=False: (
+                           _spread(g * (_out.size / max(_a.size, 1)), _out, _a, axis)))
 defvjp(np.cumsum,      lambda g, _, _a, axis=None: np.flip(np.cumsum(np.flip(g, axis), axis), axis).reshape(_a.shape))
 defvjp(np.nan_to_num,  lambda g, _, x, *, nan=0.0, posinf=None, neginf=None: np.where(np.isfinite(x), g, 0))
 defvjp(np.reshape,     lambda g, _, _a, shape=None, *, newshape=None: g.reshape(_a.shape))
@@ -924,6 +950,9 @@ _log_of_det = defvjp(lambda a: np.linalg.slogdet(a)[1], lambda g, _, a: g[..., N
 _solve = defvjp(functools.partial(np.linalg.solve), lambda g, out, a, _b: -(np.linalg.solve(_mT(a), g) @ _mT(out)),
                                                     lambda g, _, a, _b: np.linalg.solve(_mT(a), g))
 
+for function, row in _table.items():
+    elementwise = isinstance(function, np.ufunc) and not function.signature
+    row.elastic = elementwise or function in (np.sum, np.mean, np.where, _relu, _sigmoid, _astype)
 # Python's own operators are many times faster on NumPy scalars.
 _table[np.negative].compute, _table[np.positive].compute, _table[np.absolute].compute = op.neg, op.pos, abs
 _table[op.getitem].compute = lambda x, index: _as_array(x)[index]
@@ -1121,6 +1150,8 @@ for names, expression in (*_expressions.items(), (_constants, None)):
 # --- Backward ---------------------------------------------------------------------------------------------------------
 # Nodes are taken newest first: parents are older than their children, so that all of a node's gradient has arrived when
 # its turn comes. The running gradients live in a dict of this one call and leave it as soon as they have been used.
+# Through the rules of an elastic row they may go smaller than the arrays that they belong to, as one number perhaps,
+# where broadcasting makes up for the rest.
 
 
 def _backward(gradients, create_graph, stop=1):
@@ -1141,14 +1172,15 @@ def _backward(gradients, create_graph, stop=1):
         if create_graph:  # the saved values, linked to their places in the graph
             out = _wrap(out, node)
             values = [v if p is None else _wrap(v, p) for v, p in zip(values, node.parents, strict=True)]
-        for parent, vjp, x in zip(node.parents, row.vjps, values, strict=False):  # options by position have no VJP
+        for i, parent in enumerate(node.parents):
             if parent is None:
                 continue
+            x, vjp = values[i], row.vjps[i]
             if trace:
                 trace.step = of, x
             part = vjp(g, out, *values, **options) if options else vjp(g, out, *values)
-            if part.__class__ is not _float64 or x.__class__ is not _float64:
-                part = _fit(part, x, row)
+            if not part.__class__ is x.__class__ is out.__class__ is _float64:
+                part = _fit(part, x, out, row, parent)
             if parent in gradients:
                 gradients[parent] = gradients[parent] + part
             else:
@@ -1162,20 +1194,30 @@ def _backward(gradients, create_graph, stop=1):
     return gradients
 
 
-def _fit(g, x, row):
-    """A gradient in the shape and dtype of the x that it belongs to: summed over the axes that broadcasting made."""
-    if g.__class__ is x.__class__ is _ndarray and g.shape == x.shape and g.dtype == x.dtype:
+def _one(value):
+    """The gradient that a way back begins with: 1, for NumPy's numbers as such a number."""
+    return value.dtype.type(1) if isinstance(value, np.generic) else np.ones_like(value)
+
+
+def _fit(g, x, out, row, parent):
+    """A gradient in the dtype and shape of the x that it belongs to: summed over the axes that broadcasting made."""
+    fits = g.__class__ is x.__class__ is _ndarray and g.dtype == x.dtype and g.shape == x.shape
+    if fits and (x.shape == out.shape or not row.elastic):
         return g
-    x = _as_array(x)
     if not hasattr(g, "dtype"):
         raise TypeError(f"a rule of {_name(row.function)} returned a {type(g).__name__}: it must return an array")
-    if g.shape != x.shape:
+    x, out = _as_array(x), _as_array(out)
+    stretched = g if not row.elastic else x if row.function in (np.sum, np.mean) else out
+    if x.shape != stretched.shape:
+        g = _whole(g, stretched)
         new = g.ndim - x.ndim
         axes = tuple([a for a, n in enumerate(g.shape) if n != 1 and (a < new or x.shape[a - new] == 1)])
         if tuple([1 if a in axes else n for a, n in enumerate(g.shape)])[max(new, 0) :] != x.shape:
             raise ValueError(f"a rule of {_name(row.function)} returned shape {g.shape} for an argument of {x.shape}")
         g = g.sum(axis=axes) if axes else g
         g = g if g.shape == x.shape else g.reshape(x.shape)
+    elif parent.row is None or not parent.row.elastic:
+        g = _whole(g, x)
     g = g if g.dtype == x.dtype else g.astype(x.dtype)
     return _alike(g, _unwrapped(x)) if _is_foreign(_unwrapped(x)) else g
 
@@ -1273,7 +1315,7 @@ def value_and_grad(f: Callable, argnums: int | tuple[int, ...] = 0) -> Callable:
         call = _Call(f, argnums, args, options)
         one = isinstance(call.out, Tensor) and call.out.size == 1
         _check(one, f"grad() of {getattr(call.out, 'shape', call.out)}, not one number: .sum() it, or take jacobian()")
-        gradient = call.arranged(call.gradients([call.out], [np.ones_like(_as_array(call.out._value))]))
+        gradient = call.arranged(call.gradients([call.out], [_one(_as_array(call.out._value))]))
         return call.finished(call.out), gradient
 
     return value_and_gradient
