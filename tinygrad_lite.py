@@ -197,9 +197,6 @@ def _recording(on: bool) -> Iterator[None]:
         _thread.recording = before
 
 
-_unchanged = contextlib.nullcontext()
-
-
 def no_grad() -> contextlib.AbstractContextManager[None]:
     """Record nothing within: a context manager, or a decorator when called (``@no_grad()``); per thread.
 
@@ -394,8 +391,8 @@ def _apply_with_care(row, args, options):
 
 def _record(row, nodes, values, out, options):
     """The Tensor of a result, with a node if an argument has one."""
-    if out.__class__ is not float:
-        if isinstance(out, Tensor) or not hasattr(out, "dtype"):
+    if out.__class__ is not float and out.__class__ is not _float64:
+        if out.__class__ is not _ndarray and (isinstance(out, Tensor) or not hasattr(out, "dtype")):
             raise TypeError(f"{_name(row.function)} gave a {type(out).__name__}: it must make one array out of arrays")
         if out.dtype.kind != "f":
             return _wrap(_as_value(out), None)
@@ -428,9 +425,11 @@ def _operator(function, compute) -> tuple[Callable[[Any, Any], Tensor], Callable
             out = _compute(function, compute, (x, y), {})  # which says more
         if weak and out.__class__ is _float64:
             out = float(out)
-        if (of_x is of_y is None) or not _thread.recording or not row.vjps:
+        if (of_x is of_y is None) or not _thread.recording:
             return _wrap(out, None)
         if row.arity != 2:
+            if not row.vjps:
+                return _wrap(out, None)
             row.refuse((of_x, of_y))
         return _wrap(out, _Node(row, (of_x, of_y), (x, y), out))
 
@@ -583,19 +582,27 @@ class Tensor:
         value = _as_array(self._value)
         if self._node is None:
             raise ValueError("backward() on a Tensor that requires no gradient: make a leaf with requires_grad=True")
-        with _recording(True) if create_graph else _unchanged:
-            if gradient is not None:
-                gradient = gradient if isinstance(gradient, Tensor) and create_graph else _as_value(gradient)
-                _check(gradient.shape == value.shape, f"backward() of shape {value.shape} got {gradient.shape}")
-                gradient = gradient.astype(value.dtype)
-            elif value.size == 1:
-                gradient = _one(value)
-            else:
-                raise ValueError(f"backward() of shape {value.shape} needs a gradient: .sum() it first, or give one")
-            gradients = _backward({self._node: gradient}, create_graph)
-            with _lock:  # only now, so that an error on the way leaves every gradient as it was
-                for leaf, g in gradients.items():
-                    leaf.grad = +g if leaf.grad is None else leaf.grad + g  # + makes a copy of its own
+        if create_graph and not _thread.recording:
+            with _recording(True):
+                self.backward(gradient, create_graph)
+            return
+        if gradient is not None:
+            gradient = gradient if isinstance(gradient, Tensor) and create_graph else _as_value(gradient)
+            _check(gradient.shape == value.shape, f"backward() of shape {value.shape} got {gradient.shape}")
+            gradient = gradient.astype(value.dtype)
+        elif value.size == 1:
+            gradient = _one(value)
+        else:
+            raise ValueError(f"backward() of shape {value.shape} needs a gradient: .sum() it first, or give one")
+        gradients = _backward({self._node: gradient}, create_graph)
+        with _lock:  # only now, so that an error on the way leaves every gradient as it was
+            while gradients:
+                leaf, g = gradients.popitem()
+                if leaf.grad is not None:
+                    g = leaf.grad + g
+                elif g.__class__ is not _ndarray or g.base is not None or sys.getrefcount(g) > 2:
+                    g = +g  # a copy of its own, as others may have that array
+                leaf.grad = g
 
     def detach(self) -> Tensor:
         """A Tensor of the same data, without copying, that requires no gradient."""
@@ -802,8 +809,10 @@ def _won(g, lost, tied):
 
 def _power_less(x, y):
     """x**(y - 1), but x**0 where x and y are 0: so that y * x**(y - 1), the derivative of x**y, is 0 there too."""
-    less = y - (y != 0) if isinstance(y, (int, float)) else np.where((x == 0) & (y == 0), 0, y - 1)
-    return np.power(x, less) if x.__class__ is float else x**less
+    if not isinstance(y, (int, float)):
+        return x ** np.where((x == 0) & (y == 0), 0, y - 1)
+    less = y - (y != 0)
+    return x if less == 1 else np.power(x, less) if x.__class__ is float else x**less
 
 
 def _log_of(x, y, out):
@@ -956,6 +965,27 @@ for function, row in _table.items():
 # Python's own operators are many times faster on NumPy scalars.
 _table[np.negative].compute, _table[np.positive].compute, _table[np.absolute].compute = op.neg, op.pos, abs
 _table[op.getitem].compute = lambda x, index: _as_array(x)[index]
+
+
+def _by_method(function):
+    """A reduction, of NumPy's arrays by their method of that name, which is where NumPy's function would end up."""
+
+    def compute(a, *args, **options):
+        by = getattr(a, function.__name__) if isinstance(a, (_ndarray, np.generic)) else functools.partial(function, a)
+        return by(*args, **options)
+
+    return compute
+
+
+def _mean(a, *args, **options):
+    """Of all elements NumPy's mean is their sum, divided, with twice as much around it on small arrays."""
+    is_plain = a.__class__ is _ndarray and a.size and a.dtype.char in "fd" and not args and not options
+    return a.sum() / a.size if is_plain else np.mean(a, *args, **options)
+
+
+for function in (np.sum, np.max, np.min):
+    _table[function].compute = _by_method(function)
+_table[np.mean].compute = _mean
 # fmt: on
 
 # What follows says NumPy's functions in others of the table, with NumPy's names for the parameters.
@@ -1161,12 +1191,15 @@ def _backward(gradients, create_graph, stop=1):
     """
     if create_graph:
         gradients = {node: _as_tensor(g) for node, g in gradients.items()}
-    heap = sorted([(node.order, node) for node in gradients if node.row is not None])
+    heap: list = []
+    for node in gradients:
+        if node.row is not None:  # a leaf keeps its gradient
+            heappush(heap, (node.order, node))
     trace = _thread.trace if _traces else None
     if trace:
         of, before = next((node.out for node in gradients), None), trace.step
     while heap and heap[0][0] < stop:
-        _, node = heappop(heap)
+        node = heappop(heap)[1]
         row, out, values, options = node.row, node.out, node.values, node.options
         g = gradients.pop(node)
         if create_graph:  # the saved values, linked to their places in the graph
@@ -1185,7 +1218,7 @@ def _backward(gradients, create_graph, stop=1):
                 gradients[parent] = gradients[parent] + part
             else:
                 gradients[parent] = part
-                if parent.row is not None:  # a leaf keeps its gradient
+                if parent.row is not None:
                     heappush(heap, (parent.order, parent))
             if trace:
                 trace.slopes[trace.lines_of(of, x)][parent] = trace.lines_of(gradients[parent])[0]
@@ -1196,30 +1229,31 @@ def _backward(gradients, create_graph, stop=1):
 
 def _one(value):
     """The gradient that a way back begins with: 1, for NumPy's numbers as such a number."""
-    return value.dtype.type(1) if isinstance(value, np.generic) else np.ones_like(value)
+    return value.__class__(1) if isinstance(value, np.generic) else np.ones_like(value)
 
 
 def _fit(g, x, out, row, parent):
     """A gradient in the dtype and shape of the x that it belongs to: summed over the axes that broadcasting made."""
-    fits = g.__class__ is x.__class__ is _ndarray and g.dtype == x.dtype and g.shape == x.shape
-    if fits and (x.shape == out.shape or not row.elastic):
-        return g
-    if not hasattr(g, "dtype"):
+    if g.__class__ is x.__class__ is _ndarray:
+        if g.shape == x.shape and g.dtype is x.dtype and (x.shape == out.shape or not row.elastic):
+            return g
+    elif not hasattr(g, "dtype"):
         raise TypeError(f"a rule of {_name(row.function)} returned a {type(g).__name__}: it must return an array")
-    x, out = _as_array(x), _as_array(out)
+    else:
+        x, out = _as_array(x), _as_array(out)
     stretched = g if not row.elastic else x if row.function in (np.sum, np.mean) else out
     if x.shape != stretched.shape:
         g = _whole(g, stretched)
-        new = g.ndim - x.ndim
-        axes = tuple([a for a, n in enumerate(g.shape) if n != 1 and (a < new or x.shape[a - new] == 1)])
-        if tuple([1 if a in axes else n for a, n in enumerate(g.shape)])[max(new, 0) :] != x.shape:
-            raise ValueError(f"a rule of {_name(row.function)} returned shape {g.shape} for an argument of {x.shape}")
-        g = g.sum(axis=axes) if axes else g
+        shape, new = g.shape, g.ndim - x.ndim
+        axes = tuple([axis for axis, n in enumerate(shape) if axis < new or n != x.shape[axis - new]])
+        g = g.sum(axes) if axes else g
+        if g.size != x.size or new < 0:
+            raise ValueError(f"a rule of {_name(row.function)} returned shape {shape} for an argument of {x.shape}")
         g = g if g.shape == x.shape else g.reshape(x.shape)
     elif parent.row is None or not parent.row.elastic:
         g = _whole(g, x)
     g = g if g.dtype == x.dtype else g.astype(x.dtype)
-    return _alike(g, _unwrapped(x)) if _is_foreign(_unwrapped(x)) else g
+    return g if x.__class__ in _quick or not _is_foreign(_unwrapped(x)) else _alike(g, _unwrapped(x))
 
 
 # --- Gradients of functions -------------------------------------------------------------------------------------------
@@ -2155,9 +2189,11 @@ class SGD:
         # Python floats, which leave the dtype of the parameters alone.
         lr, momentum, weight_decay = float(self.lr), float(self.momentum), float(self.weight_decay)
         for i, p in enumerate(self.params):
-            g = None if p._node is None else _unwrapped(p._node.grad)
-            if g is None:
+            node = p._node
+            if node is None or (g := node.grad) is None:
                 continue
+            if isinstance(g, Tensor):
+                g = g._value
             if weight_decay:
                 g = g + weight_decay * p._value
             if momentum:
@@ -2167,8 +2203,9 @@ class SGD:
 
     def zero_grad(self) -> None:
         """Set every parameter's ``.grad`` to None, so that the next ``backward`` starts anew."""
+        _check_untraced("zero_grad() of an optimizer")
         for p in self.params:
-            p.grad = None
+            p._leaf.grad = None
 
 
 # --- Tools ------------------------------------------------------------------------------------------------------------
