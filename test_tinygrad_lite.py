@@ -1527,6 +1527,79 @@ def test_gradients_shared_by_two_leaves_are_arrays_of_their_own():
     assert isinstance(z.grad, np.ndarray)
 
 
+def test_gradients_are_arrays_of_their_own_whatever_a_rule_returns():
+    kept, half = np.array([3.0, 4.0]), np.array([[3.0, 0.0], [4.0, 0.0]])[:, 0]
+    for rule in (lambda g, out, x: kept, lambda g, out, x: half, lambda g, out, x: x, lambda g, out, x: g * kept):
+        x = leaf([1.0, 2.0])
+        defvjp(lambda x: 2 * x, rule)(x).backward([1.0, 1.0])
+        x.grad += 5
+        np.testing.assert_array_equal(x.data, [1.0, 2.0])
+        np.testing.assert_array_equal([kept, half], [[3.0, 4.0], [3.0, 4.0]])
+
+
+def test_gradients_that_nobody_else_holds_are_not_copied():
+    x, result = leaf(np.ones(100_000)), []
+
+    def rule(g, out, x):
+        result.append(id(array := g * 3.0))
+        return array
+
+    defvjp(lambda x: 3 * x, rule)(x).backward(np.ones(100_000))
+    assert [id(x.grad)] == result
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (1, 1), (2, 1), (1, 3), (2, 3), (1, 1, 1)])
+@pytest.mark.parametrize(
+    ("total", "weight"),
+    [
+        (lambda t: t.sum(), lambda out: 1),
+        (lambda t: t.mean(), lambda out: 1 / out.size),
+        (lambda t: t.mean(-1, keepdims=True).sum(), lambda out: 1 / out.shape[-1]),
+        (lambda t: (t.sum(0) * [2.0, 2.0, 2.0]).sum(), lambda out: 2),
+        (lambda t: np.reshape(t, -1).sum() + t.mean(), lambda out: 1 + 1 / out.size),
+        (lambda t: np.where(True, t, 0.0).sum() * 3, lambda out: 3),
+    ],
+)
+def test_a_gradient_that_is_one_number_counts_all_that_broadcasting_made_of_an_argument(shape, total, weight):
+    # On the way it may be smaller than the array that it belongs to: the sum over what was stretched is of all of it.
+    x, X = leaf(np.ones(shape)), np.zeros((2, 3))
+    out = x + X
+    total(out).backward()
+    times = out.size / max(x.size, 1)
+    np.testing.assert_allclose(x.grad, np.full(shape, times * weight(out)), rtol=1e-14)
+    assert (x.grad.shape, x.grad.flags.writeable) == (shape, True)
+    y = grad(lambda x: total((x + X) + (x * 2 - X)))(np.ones(shape))
+    np.testing.assert_allclose(y, np.full(shape, 3 * times * weight(out)), rtol=1e-14)
+
+
+def test_rules_of_ones_own_get_gradients_of_the_results_shape_and_may_not_return_smaller_ones():
+    shapes = []
+
+    def rule(g, out, x):
+        shapes.append((g.shape, out.shape, np.shape(g * out)))
+        return g * 2
+
+    twice = defvjp(lambda x: 2 * x, rule)
+    for after in (lambda t: t.sum(), lambda t: t.mean() * 3, lambda t: (t + 1).sum(0).mean()):
+        after(twice(leaf(np.ones((2, 3))))).backward()
+    assert set(shapes) == {((2, 3), (2, 3), (2, 3))}
+    scalar = defvjp(lambda x: 2 * x, lambda g, out, x: g.sum())
+    with pytest.raises(ValueError, match=re.escape("returned shape () for an argument of (2, 3)")):
+        scalar(leaf(np.ones((2, 3)))).sum().backward()
+
+
+def test_a_rule_that_replaces_one_of_numpys_gets_whole_gradients_too():
+    before, shapes = tinygrad_lite._table[np.sinh].vjps, []
+    try:
+        defvjp(np.sinh, lambda g, out, x: shapes.append(g.shape) or g * np.cosh(x))
+        x = leaf(np.zeros((2, 3)))
+        np.sinh(x).sum().backward()
+        np.testing.assert_array_equal(x.grad, np.ones((2, 3)))
+        assert shapes == [(2, 3)]
+    finally:
+        defvjp(np.sinh, *before)
+
+
 def test_no_computation_for_constants():
     calls = []
     double = defvjp(
@@ -1633,6 +1706,93 @@ def test_an_error_in_backward_leaves_all_gradients_as_they_were():
         z.backward()
     assert x.grad is None
     assert y.grad is None
+
+
+# --- Cost -------------------------------------------------------------------------------------------------------------
+# What the speed of eager code hangs on, in counts that are the same on every machine: calls of Python functions in
+# this file, and arrays that are made. benchmarks/peers.py takes the time.
+
+
+def engine_calls(step: Any) -> int:
+    """How many functions of the engine a call of step calls."""
+    calls: list[str] = []
+
+    def note(frame: Any, event: str, _: Any) -> None:
+        if event == "call" and frame.f_code.co_filename == tinygrad_lite.__file__:
+            calls.append(frame.f_code.co_name)
+
+    step()
+    sys.setprofile(note)
+    try:
+        step()
+    finally:
+        sys.setprofile(None)
+    # Up to Python 3.11 comprehensions are functions of their own.
+    return len([name for name in calls if not name.startswith("<list") and not name.startswith("<gen")])
+
+
+def live_arrays() -> int:
+    domain = tracemalloc.DomainFilter(True, np.lib.tracemalloc_domain)
+    return len(tracemalloc.take_snapshot().filter_traces([domain]).traces)
+
+
+def test_a_scalar_step_takes_few_calls_and_no_arrays():
+    w, b = leaf(2.0), leaf(0.0)
+    optimizer = SGD([w, b], lr=0.01)
+    losses = []
+
+    def step():
+        optimizer.zero_grad()
+        loss = (w * 2.0 + b - 1.0) ** 2
+        loss.backward()
+        optimizer.step()
+        losses.append(loss)
+
+    assert engine_calls(step) <= 29
+    tracemalloc.start()
+    try:
+        before = live_arrays()
+        step()
+        assert live_arrays() == before
+    finally:
+        tracemalloc.stop()
+    assert losses[-1].item() < losses[0].item()
+
+
+def test_a_step_of_a_network_takes_few_calls_and_no_more_arrays_than_by_hand():
+    rng = np.random.default_rng(0)
+    shapes = (128, 64), (64, 64), (64,), (64, 10), (10,), (128, 10)
+    X, W, b, V, c, y = [rng.normal(size=shape).astype(np.float32) for shape in shapes]
+    parameters = [leaf(x, np.float32) for x in (W, b, V, c)]
+    W, b, V, c = parameters
+    kept: list[Any] = []
+
+    def step():
+        for parameter in parameters:
+            parameter.grad = None
+        loss = ((np.tanh(X @ W + b) @ V + c - y) ** 2).mean()
+        kept.append(loss)
+        loss.backward()
+        kept.pop()
+
+    assert engine_calls(step) <= 75
+    step()
+    for parameter in parameters:
+        parameter.grad = None
+    tracemalloc.start()
+    try:
+        before = live_arrays()
+        loss = ((np.tanh(X @ W + b) @ V + c - y) ** 2).mean()
+        assert live_arrays() - before == 7  # a result of each operation but the mean, which is a number
+        held = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+        loss.backward()
+        assert live_arrays() - before == 7 + 4  # and the gradients
+        hidden, gradients = 128 * 64 * 4, (64 * 64 + 64 + 64 * 10 + 10) * 4
+        # By hand it is d_h, h * h, 1 - h * h, and their product.
+        assert tracemalloc.get_traced_memory()[1] - held < 3 * hidden + 2 * 128 * 10 * 4 + gradients
+    finally:
+        tracemalloc.stop()
 
 
 # --- Gradients of functions -------------------------------------------------------------------------------------------
