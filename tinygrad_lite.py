@@ -83,17 +83,27 @@ def _check_untraced(what):
         raise _UntraceableError(f"{what} would happen only once under jit(): do it outside")
 
 
+class _Leaf:
+    """The node of a Tensor that was not computed: where its gradient comes together."""
+
+    __slots__ = ("grad", "order")
+    row, parents = None, ()
+
+    def __init__(self):
+        self.order, self.grad = _next_order(), None
+
+
 class _Node:
-    """What one operation leaves behind for ``backward``, or (without a ``row``) a leaf and its gradient.
+    """What one operation leaves behind for ``backward``.
 
     The values are those that the operation saw: what an optimizer does to a leaf later changes none of them.
     """
 
-    __slots__ = ("grad", "options", "order", "out", "parents", "row", "values")
+    __slots__ = ("options", "order", "out", "parents", "row", "values")
 
     def __init__(self, row, parents, values, out, options=None):
         self.order = _next_order()  # the newest node has the smallest number, so that a heap gives it first
-        self.row, self.options, self.grad = row, options, None
+        self.row, self.options = row, options
         self.parents = parents  # the nodes of the arguments, None for an argument that requires no gradient
         self.values, self.out = values, out
         x = values[0]  # of an operation's arrays this and the result say enough about their size
@@ -494,8 +504,8 @@ class Tensor:
 
     def __init__(self, data: Any, requires_grad: bool = False, dtype: Any = None):
         self._value = _as_value(data if dtype is None else _as_value(data).astype(dtype, copy=False))
-        self._node: _Node | None = None
-        self._leaf: Any = None  # of a leaf: its node, also while requires_grad is switched off
+        self._node: Any = None  # a _Node or, of a leaf, its _Leaf; None for a constant
+        self._leaf: Any = None  # of a leaf the same, also while requires_grad is switched off
         self.requires_grad = requires_grad
 
     @property
@@ -526,7 +536,7 @@ class Tensor:
         if required:
             what = f"{self.dtype} data cannot require gradients: give floats, with 3.0, .astype(float) or dtype=float"
             _check(self.dtype.kind == "f", what, TypeError)
-            self._leaf = getattr(self, "_leaf", None) or _Node(None, (), (None,), None)
+            self._leaf = getattr(self, "_leaf", None) or _Leaf()
         self._node = self._leaf if required else None
 
     @property
@@ -536,10 +546,12 @@ class Tensor:
         The array is the Tensor's own. After ``backward(create_graph=True)`` it is a Tensor. May be set, to None say.
         """
         _check_untraced("reading .grad")
-        node = self._node
-        if node is not None and isinstance(node.grad, np.generic):
-            node.grad = np.asarray(node.grad)
-        return node and node.grad
+        leaf = self._node
+        if leaf is None or leaf.row:
+            return None
+        if isinstance(leaf.grad, np.generic):
+            leaf.grad = np.asarray(leaf.grad)
+        return leaf.grad
 
     @grad.setter
     def grad(self, gradient: Any) -> None:
@@ -1197,7 +1209,7 @@ def _backward(gradients, create_graph, stop=1):
             heappush(heap, (node.order, node))
     trace = _thread.trace if _traces else None
     if trace:
-        of, before = next((node.out for node in gradients), None), trace.step
+        of, before = next((node.out for node in gradients if node.row), None), trace.step
     while heap and heap[0][0] < stop:
         node = heappop(heap)[1]
         row, out, values, options = node.row, node.out, node.values, node.options
@@ -2192,10 +2204,9 @@ class SGD:
         # Python floats, which leave the dtype of the parameters alone.
         lr, momentum, weight_decay = float(self.lr), float(self.momentum), float(self.weight_decay)
         for i, p in enumerate(self.params):
-            node = p._node
-            if node is None or node.grad is None:
+            g = p._leaf.grad
+            if g is None or p._node is None:
                 continue
-            g = node.grad
             if isinstance(g, Tensor):
                 g = g._value
             if weight_decay:
