@@ -1529,7 +1529,13 @@ def test_gradients_shared_by_two_leaves_are_arrays_of_their_own():
 
 def test_gradients_are_arrays_of_their_own_whatever_a_rule_returns():
     kept, half = np.array([3.0, 4.0]), np.array([[3.0, 0.0], [4.0, 0.0]])[:, 0]
-    for rule in (lambda g, out, x: kept, lambda g, out, x: half, lambda g, out, x: x, lambda g, out, x: g * kept):
+
+    def read_only(g, out, x):
+        result = g * 2
+        result.flags.writeable = False
+        return result
+
+    for rule in (lambda g, out, x: kept, lambda g, out, x: half, lambda g, out, x: x, read_only):
         x = leaf([1.0, 2.0])
         defvjp(lambda x: 2 * x, rule)(x).backward([1.0, 1.0])
         x.grad += 5
@@ -1598,6 +1604,66 @@ def test_a_rule_that_replaces_one_of_numpys_gets_whole_gradients_too():
         assert shapes == [(2, 3)]
     finally:
         defvjp(np.sinh, *before)
+
+
+def test_operators_refuse_arrays_that_are_not_of_real_numbers():
+    x = leaf([1.0, 2.0])
+    data = np.array([3j, 4j]), np.array([1, 2], object), np.array(["a", "b"]), np.array(["2020-01-01"] * 2, "M8[D]")
+    for array in data:
+        for operate in (lambda x, a: x * a, lambda x, a: x - a, lambda x, a: a * x, lambda x, a: x**a):
+            with pytest.raises(TypeError, match="holds booleans, integers or floats"):
+                operate(x, array)
+    for array in data[1:]:
+        with pytest.raises(TypeError, match="holds booleans, integers or floats"):
+            x == array  # noqa: B015
+
+
+def test_a_function_with_a_rule_that_fails_is_called_once():
+    calls = []
+
+    def fails(x):
+        calls.append(x)
+        raise ValueError("no")
+
+    function = defvjp(fails, lambda g, out, x: g)
+    for arguments, options in (((leaf([1.0, 2.0]),), {}), (([1.0], leaf(2.0)), {}), ((leaf([1.0]),), {"y": 1})):
+        calls.clear()
+        with pytest.raises((ValueError, TypeError)):
+            function(*arguments, **options)
+        assert len(calls) <= 1
+    with pytest.raises(ValueError, match=re.escape("fails of shapes (2,): no")):
+        function(leaf([1.0, 2.0]))
+
+
+def test_second_derivatives_through_arrays_of_nothing_are_zero():
+    x, w = leaf(np.zeros(0)), leaf(1.5)
+    with pytest.warns(RuntimeWarning):
+        loss = (x * w).mean() ** 2  # nan
+    loss.backward(create_graph=True)
+    assert x.grad.shape == (0,)
+    g = x.grad
+    x.grad = w.grad = None
+    g.sum().backward()
+    assert w.grad == 0.0
+
+
+@pytest.mark.parametrize(
+    ("shape", "returned"), [((0, 3), (0, 5)), ((0, 5), (0, 3)), ((0, 0, 3), (0, 2, 3)), ((3,), ())]
+)
+def test_a_rule_that_returns_another_shape_is_an_error_also_where_there_are_no_elements(shape, returned):
+    wrong = defvjp(lambda x: x * 2, lambda g, out, x: np.zeros(returned))
+    with pytest.raises(ValueError, match=re.escape(f"returned shape {returned} for an argument of {shape}")):
+        wrong(leaf(np.zeros(shape))).sum().backward()
+
+
+def test_third_derivatives_of_a_square_are_zero_by_backward_too():
+    x = leaf(3.0)
+    y = x**2
+    for expected in (6.0, 2.0, 0.0):
+        x.grad = None
+        y.backward(create_graph=True)
+        y = x.grad
+        assert y.item() == expected
 
 
 def test_no_computation_for_constants():
@@ -1775,7 +1841,7 @@ def test_a_step_of_a_network_takes_few_calls_and_no_more_arrays_than_by_hand():
         loss.backward()
         kept.pop()
 
-    assert engine_calls(step) <= 75
+    assert engine_calls(step) <= 80
     step()
     for parameter in parameters:
         parameter.grad = None
@@ -2684,6 +2750,33 @@ def test_results_are_arrays_of_their_own():
         assert result.flags.writeable
         assert not any(np.shares_memory(result, other) for other in (x, w.data, *results[:i], *results[i + 1 :]))
     assert type(jit(lambda x: x.sum())(x)) is type(jit(lambda x: x)(2.0)) is np.ndarray
+    x = np.array([[1.0]])
+    for f in (lambda x: x.mean()[None], lambda x: x.sum()[..., None], lambda x: x[0, 0], lambda x: x.max()[()]):
+        jit(f)(x)[...] = 99.0
+    assert x == 1.0
+
+
+def test_tracing_leaves_nothing_behind_for_the_garbage_collector():
+    X = np.ones(1000)
+    f = jit(value_and_grad(lambda w, x: (np.tanh(w * x) ** 2).mean(), (0, 1)))
+    before = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        f(0.5, X)
+        assert gc.collect() == 0
+    finally:
+        (gc.enable if before else gc.disable)()
+
+
+def test_hessians_of_functions_that_sort_their_argument_can_be_jitted():
+    x = np.array([3.0, 1.0, 2.0])
+    f = hessian(lambda x: (np.sort(x) ** 3 * [1.0, 2.0, 3.0]).sum())
+    for _ in range(2):
+        np.testing.assert_allclose(jit(f)(x), np.diag(6 * x * x), rtol=1e-14)
+        np.testing.assert_allclose(f(x), np.diag(6 * x * x), rtol=1e-14)
+        x = np.array([1.0, 2.0, 3.0])
+        x = x[[2, 0, 1]]
 
 
 def test_cache_has_a_key_for_each_kind_is_bounded_and_tells_about_itself():

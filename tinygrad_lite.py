@@ -260,7 +260,7 @@ def _as_tensor(x):
 
 def _as_operand(data):
     """What arithmetic takes: Python's numbers as they are, arrays and lists; else NotImplemented, as Python expects."""
-    if isinstance(data, (int, float)):
+    if isinstance(data, (int, float)) or (data.__class__ is _ndarray and data.dtype.kind in "biuf"):
         return data
     return _as_value(data) if hasattr(data, "__array__") or isinstance(data, (complex, list, tuple)) else NotImplemented
 
@@ -275,6 +275,7 @@ def _wrap(value, node):
 
 # The classes of operands and of arguments that need no look before NumPy gets them.
 _python = {bool, int, float}
+_numbers = {np.float64, np.float32, *_python}
 _quick = {np.ndarray, np.float64, np.float32, int}
 
 
@@ -323,8 +324,15 @@ def _check_local(function, *trees):
 _lock = threading.RLock()  # for what threads have in common: the filters of warnings, the table, the leaves
 
 
+def _explain(error, function, values):
+    """Raise a ValueError with the operation and the shapes that it met, but none of the user's own errors."""
+    if type(error).__module__.split(".")[0] in ("builtins", "numpy"):
+        shapes = " and ".join([str(value.shape) for value in values if hasattr(value, "shape")])
+        raise type(error)(f"{_name(function)} of shapes {shapes}: {str(error).strip()}") from None
+
+
 def _compute(function, compute, values, options, foreign=False):
-    """Call ``compute``, NumPy's function or the like; a ValueError gets the operation and the shapes that it met."""
+    """Call ``compute``, NumPy's function or the like."""
     try:
         if not foreign:
             return compute(*values, **options)
@@ -333,10 +341,8 @@ def _compute(function, compute, values, options, foreign=False):
     except FutureWarning as warning:  # of another library, before it gives all it has to NumPy
         raise TypeError(f"{_name(function)} would fetch whole arrays to this machine: {warning}") from None
     except ValueError as error:
-        if type(error).__module__.split(".")[0] not in ("builtins", "numpy"):
-            raise  # one of the user's own, from a function with a rule
-        shapes = " and ".join([str(value.shape) for value in values if hasattr(value, "shape")])
-        raise type(error)(f"{_name(function)} of shapes {shapes}: {str(error).strip()}") from None
+        _explain(error, function, values)
+        raise
 
 
 def _apply(function, args, options):
@@ -363,14 +369,15 @@ def _apply(function, args, options):
         node = None
         if isinstance(x, Tensor):
             node, x = x._node, x._value
-        if x.__class__ not in _quick:
+        if x.__class__ not in _quick or (x.__class__ is _ndarray and x.dtype.kind not in "biuf"):
             return _apply_with_care(row, args, options)
         values.append(x)
         nodes.append(node)
     try:
         out = row.compute(*values)
-    except ValueError:
-        out = _compute(function, row.compute, values, options)  # which says more
+    except ValueError as error:
+        _explain(error, function, values)
+        raise
     return _record(row, nodes, values, out, options)
 
 
@@ -422,17 +429,18 @@ def _operator(function, compute) -> tuple[Callable[[Any, Any], Tensor], Callable
         of_x = of_y = None
         if isinstance(x, Tensor):
             of_x, x = x._node, x._value
-        elif x.__class__ not in _quick and (x := _as_operand(x)) is NotImplemented:
+        elif x.__class__ not in _numbers and (x := _as_operand(x)) is NotImplemented:
             return NotImplemented
         if isinstance(y, Tensor):
             of_y, y = y._node, y._value
-        elif y.__class__ not in _quick and (y := _as_operand(y)) is NotImplemented:
+        elif y.__class__ not in _numbers and (y := _as_operand(y)) is NotImplemented:
             return NotImplemented
         weak = x.__class__ in _python and y.__class__ in _python  # NumPy's arithmetic, but the result has no dtype yet
         try:
             out = compute(_float64(x) if weak else x, y)
-        except ValueError:
-            out = _compute(function, compute, (x, y), {})  # which says more
+        except ValueError as error:
+            _explain(error, function, (x, y))
+            raise
         if weak and out.__class__ is _float64:
             out = float(out)
         if (of_x is of_y is None) or not _thread.recording:
@@ -609,12 +617,9 @@ class Tensor:
         gradients = _backward({self._node: gradient}, create_graph)
         with _lock:  # only now, so that an error on the way leaves every gradient as it was
             while gradients:
-                leaf, g = gradients.popitem()
-                if leaf.grad is not None:
-                    g = leaf.grad + g
-                elif g.__class__ is not _ndarray or g.base is not None or sys.getrefcount(g) > 2:
-                    g = +g  # a copy of its own, as others may have that array
-                leaf.grad = g
+                leaf, g, references = _taken(gradients)
+                is_own = g.__class__ is _ndarray and g.base is None and g.flags.writeable and references == _unshared
+                leaf.grad = leaf.grad + g if leaf.grad is not None else g if is_own else +g  # + makes a copy
 
     def detach(self) -> Tensor:
         """A Tensor of the same data, without copying, that requires no gradient."""
@@ -824,7 +829,7 @@ def _power_less(x, y):
     if not isinstance(y, (int, float)):
         return x ** np.where((x == 0) & (y == 0), 0, y - 1)
     less = y - (y != 0)
-    return x if less == 1 else np.power(x, less) if x.__class__ is float else x**less
+    return x if less == 1 and not isinstance(x, Tensor) else np.power(x, less) if x.__class__ is float else x**less
 
 
 def _log_of(x, y, out):
@@ -1236,7 +1241,7 @@ def _backward(gradients, create_graph, stop=1):
                 if parent.row is not None:
                     heappush(heap, (parent.order, parent))
             if trace:
-                trace.slopes[trace.lines_of(of, x)][parent] = trace.lines_of(gradients[parent])[0]
+                trace.slopes[trace.lines_of(of, x)][parent.order] = trace.lines_of(gradients[parent])[0]
     if trace:
         trace.step = before
     return gradients
@@ -1245,6 +1250,15 @@ def _backward(gradients, create_graph, stop=1):
 def _one(value):
     """The gradient that a way back begins with: 1, for NumPy's numbers as such a number."""
     return value.__class__(1) if isinstance(value, np.generic) else np.ones_like(value)
+
+
+def _taken(gradients):
+    """A leaf and its gradient out of a dict, and how many references there are to the latter."""
+    leaf, g = gradients.popitem()
+    return leaf, g, sys.getrefcount(g)
+
+
+_unshared = _taken({None: object()})[2]  # so many where nobody else has it, which depends on Python's release
 
 
 def _fit(g, x, out, row, parent):
@@ -1259,13 +1273,13 @@ def _fit(g, x, out, row, parent):
     stretched = g if not row.elastic else x if row.function in (np.sum, np.mean) else out
     if x.shape != stretched.shape:
         g = _whole(g, stretched)
-        shape, new = g.shape, g.ndim - x.ndim
-        axes = tuple([axis for axis, n in enumerate(shape) if axis < new or n != x.shape[axis - new]])
+        new = g.ndim - x.ndim
+        axes = tuple([axis for axis, n in enumerate(g.shape) if axis < new or n != x.shape[axis - new]])
+        if new < 0 or any(x.shape[axis - new] != 1 for axis in axes if axis >= new):
+            raise ValueError(f"a rule of {_name(row.function)} returned shape {g.shape} for an argument of {x.shape}")
         g = g.sum(axes) if axes else g
-        if g.size != x.size or new < 0:
-            raise ValueError(f"a rule of {_name(row.function)} returned shape {shape} for an argument of {x.shape}")
         g = g if g.shape == x.shape else g.reshape(x.shape)
-    elif parent.row is None or not parent.row.elastic:
+    elif parent.row is None or not parent.row.elastic or not x.size:  # a number is more than an array of nothing
         g = _whole(g, x)
     g = g if g.dtype == x.dtype else g.astype(x.dtype)
     return g if x.__class__ in _quick or not _is_foreign(_unwrapped(x)) else _alike(g, _unwrapped(x))
@@ -1398,7 +1412,7 @@ def jacobian(f: Callable, argnums: int | tuple[int, ...] = 0) -> Callable:
 
         def rows(out):
             ones = np.eye(out.size, dtype=out.dtype).reshape(out.size, *out.shape)
-            found = [call.gradients([out], [one]) for one in ones]
+            found = [call.gradients([out], [_read(one, arrays=True)]) for one in ones]
             none = [np.stack([np.zeros_like(v.out)])[:0] for v in call.nodes]  # for results without entries
             each = [np.stack([row[i] for row in found]) for i, _ in enumerate(none)] if found else none
             return call.arranged([x.reshape(out.shape + x.shape[1:]) for x in each])
@@ -1609,7 +1623,9 @@ class _Trace:
         self.lines: dict[Any, _Line] = {}  # by what they say, so that nothing is said twice
         self.outside: dict[int, _Line] = {}  # what else the function reads, by its id
         self.step: tuple[Any, ...] = ()  # of the lines to come, set by _backward
-        self.slopes: dict[Any, dict] = collections.defaultdict(dict)  # of each step, by node, what completes it
+        self.slopes: dict[Any, dict] = collections.defaultdict(
+            dict
+        )  # of each step, by the order of nodes, what completes it
         self.texts: dict[_Line, str] = {}  # of each line its name, or its call where that stands in for it
         self.names = collections.Counter(_reserved)  # how often they were asked for
         self.parameters: list[_Line] = []  # of the lines outside, those that the text reads
@@ -1686,6 +1702,7 @@ class _Trace:
         memory = [x.example if isinstance(x, _Traced) else x for x in arrays]
         shared = [self.line_of(x) for x, m in zip(arrays, memory, strict=True) if np.may_share_memory(out, m)]
         is_view = line.function in (_reshape, _transpose, np.broadcast_to)  # of some memory orders at least
+        is_view = is_view or (line.function is op.getitem and line.shape and _is_basic(line.args[1]))
         for x in [line.args[0]] if is_view else shared if not _is_full(line) else []:
             self.roots[line] = self.roots.get(x, x)
         if line.function is np.broadcast_to or not (_is_full(line) or np.asarray(out).flags.writeable):
