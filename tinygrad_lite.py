@@ -112,11 +112,11 @@ class _Node:
 
     def forget(self):
         """Keep of the arrays that the rules will not read no more than shape and dtype."""
-        reads = {read for read, parent in zip(self.row.reads, self.parents, strict=False) if parent is not None}
-        arrays = (self.out, *self.values)
-        keep = [x.__class__ is not _ndarray or any(r[min(i, len(r) - 1)] for r in reads) for i, x in enumerate(arrays)]
-        left = [x if kept else _Shape(x.shape, x.dtype, x.ndim, x.size) for x, kept in zip(arrays, keep, strict=True)]
-        self.out, *self.values = left
+        kept = self.row.kept(tuple([parent is not None for parent in self.parents]))
+        self.out, *self.values = [
+            x if keep or x.__class__ is not _ndarray else _Shape(x.shape, x.dtype, x.ndim, x.size)
+            for x, keep in zip((self.out, *self.values), kept, strict=True)
+        ]
 
 
 class _Row:
@@ -129,7 +129,7 @@ class _Row:
     ``ways`` are the other ways to call that need none. ``elastic`` is said below, in the section on backward.
     """
 
-    __slots__ = ("arity", "compute", "elastic", "expression", "function", "reads", "vjps", "ways")
+    __slots__ = ("_kept", "arity", "compute", "elastic", "expression", "function", "reads", "vjps", "ways")
 
     def __init__(self, function, vjps=()):
         self.function = function
@@ -144,6 +144,14 @@ class _Row:
         self.compute: Callable = self.function
         self.arity, self.ways = len(vjps) if all(vjps) and not expression else -1, set()
         self.elastic = False
+        self._kept: dict = {}
+
+    def kept(self, required):
+        """Whether the VJPs of those arguments that require gradients read the result, and each of the arguments."""
+        if required not in self._kept:
+            reads = {read for read, needed in zip(self.reads, required, strict=False) if needed}
+            self._kept[required] = [any(r[min(i, len(r) - 1)] for r in reads) for i in range(len(required) + 1)]
+        return self._kept[required]
 
     def arrange(self, args, options):
         """A call as the rules take it: by position as far as can be, and without options that say NumPy's default.
