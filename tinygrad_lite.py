@@ -119,6 +119,15 @@ class _Node:
         ]
 
 
+def _reads(vjp):
+    """Whether a VJP reads the result, and each of the arguments: where no underscore is in front of the name."""
+    try:
+        parameters = inspect.signature(vjp).parameters.values()
+    except ValueError:  # of a function in C that does not tell its parameters
+        return [True]
+    return [p.name[0] != "_" for p in parameters if p.kind < p.KEYWORD_ONLY][1:] or [True]
+
+
 class _Row:
     """A row of the table: a function and one way to differentiate it.
 
@@ -129,16 +138,13 @@ class _Row:
     ``ways`` are the other ways to call that need none. ``elastic`` is said below, in the section on backward.
     """
 
-    __slots__ = ("_kept", "arity", "compute", "elastic", "expression", "function", "reads", "vjps", "ways")
+    __slots__ = ("_kept", "arity", "compute", "elastic", "expression", "function", "vjps", "ways")
 
     def __init__(self, function, vjps=()):
         self.function = function
         self.define(vjps)
 
     def define(self, vjps=(), expression=None):
-        # For each VJP, whether it reads the result and the arguments: where no underscore is in front of the name.
-        rules = [[*inspect.signature(vjp).parameters.values()] if vjp else [] for vjp in vjps]
-        self.reads = [tuple([p.name[0] != "_" for p in vjp if p.kind < p.KEYWORD_ONLY])[1:] or (True,) for vjp in rules]
         self.vjps: Sequence[Callable | None] = vjps if any(vjps) else ()
         self.expression: Callable | None = expression
         self.compute: Callable = self.function
@@ -149,7 +155,7 @@ class _Row:
     def kept(self, required):
         """Whether the VJPs of those arguments that require gradients read the result, and each of the arguments."""
         if required not in self._kept:
-            reads = {read for read, needed in zip(self.reads, required, strict=False) if needed}
+            reads = [_reads(vjp) for vjp, needed in zip(self.vjps, required, strict=False) if needed]
             self._kept[required] = [any(r[min(i, len(r) - 1)] for r in reads) for i in range(len(required) + 1)]
         return self._kept[required]
 
@@ -763,7 +769,8 @@ def defvjp(function: Callable, *vjps: Callable | None) -> Callable:
     >>> x.grad
     array(12.)
     """
-    _check(callable(function) and vjps, f"defvjp takes a function and rules, not {function!r} and {vjps}", TypeError)
+    fits = callable(function) and vjps and all(vjp is None or callable(vjp) for vjp in vjps)
+    _check(fits, f"defvjp takes a function and rules, not {function!r} and {vjps}", TypeError)
     _table.setdefault(function, _Row(function)).define(vjps)
     if isinstance(function, np.ufunc) or hasattr(function, "_implementation"):
         return function

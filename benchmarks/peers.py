@@ -594,6 +594,16 @@ def size_on_disk(module: str) -> int:
 # --- Table and picture ------------------------------------------------------------------------------------------------
 
 
+def quantity(x: float, unit: str) -> str:
+    prefixes = {"": 1.0, "m": 1e-3, "u": 1e-6} if unit == "s" else {"M": 1e6}
+    prefix = next((prefix for prefix, factor in prefixes.items() if x >= factor), [*prefixes][-1])
+    return f"{x / prefixes[prefix]:.3g} {prefix}{unit}"
+
+
+def times(ratio: float) -> str:
+    return f"{ratio:.3g}" if ratio < 1000 else f"{ratio:,.0f}"
+
+
 def show(name: str, measured: Measured) -> None:
     """Print a table, and add the ratio to code by hand to the measurements."""
     hand, eager = (measured[program]["seconds"] for program in ("by hand", "tinygrad_lite"))
@@ -604,11 +614,29 @@ def show(name: str, measured: Measured) -> None:
             continue
         seconds = numbers["seconds"]
         numbers["ratio"] = seconds / hand
-        unit, factor = next((u, f) for u, f in (("s", 1), ("ms", 1e3), ("us", 1e6)) if seconds * f >= 1 or u == "us")
-        line = f"  {program:26}{seconds * factor:8.3g} {unit:2}{seconds / hand:14.3f}{seconds / eager:17.3f}"
+        line = f"  {program:26}{quantity(seconds, 's'):>11}{seconds / hand:14.3f}{seconds / eager:17.3f}"
         for key, what in (("memory", "of memory"), ("size", "on disk")):
-            line += f"{numbers[key] / 1e6:12.1f} MB {what}" if key in numbers else ""
+            line += f"{quantity(numbers[key], 'B'):>15} {what}" if key in numbers else ""
         print(line, flush=True)
+
+
+def table(results: dict[str, Any]) -> str:
+    """For the README: what code by hand needs of time, memory and disk, and what programs need as multiples of it."""
+    workloads = results["workloads"]
+    programs = [program for program in PROGRAMS if any(program in measured for measured in workloads.values())]
+    lines = [f"| | {' | '.join(programs)} |", f"|{' --- |' * (len(programs) + 1)}"]
+    for name, measured in workloads.items():
+        for key, what, unit, least in (
+            ("seconds", "", "s", 0),
+            ("memory", "memory: ", "B", 5e6),
+            ("size", "size: ", "B", 0),
+        ):
+            hand = measured["by hand"].get(key, -1)
+            if hand >= least:  # of memory, less is noise
+                others = [measured.get(program, {}) for program in programs[1:]]
+                cells = [times(x[key] / hand) if key in x else x.get("failed", "") for x in others]
+                lines.append(f"| {what}{name} | {' | '.join([quantity(hand, unit), *cells])} |")
+    return "\n".join(lines)
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
@@ -695,6 +723,7 @@ def main() -> None:
         folder = Path(__file__).parent
         (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
         draw(results, folder / "results.svg")
+        print(f"\n{table(results)}")
     return None
 
 
