@@ -1649,6 +1649,26 @@ def test_a_function_with_a_rule_that_fails_is_called_once():
     with pytest.raises(ValueError, match=re.escape("fails of shapes (2,): no")):
         function(leaf([1.0, 2.0]))
 
+    class OwnError(ValueError):
+        pass
+
+    def fails_in_its_own_way(x):
+        raise OwnError("mine")
+
+    with pytest.raises(OwnError, match=r"^mine$"):
+        defvjp(fails_in_its_own_way, lambda g, out, x: g)(leaf([1.0, 2.0]))
+    for operate in (operator.add, operator.mul):
+        with pytest.raises(TypeError, match="unsupported operand"):
+            operate(object(), leaf(1.0))
+
+
+def test_an_optimizer_takes_gradients_that_can_be_differentiated():
+    p = leaf([1.0, 2.0])
+    (p * p).sum().backward(create_graph=True)
+    SGD([p], lr=0.1, momentum=0.9, weight_decay=0.5).step()
+    np.testing.assert_allclose(p.data, [1.0 - 0.1 * 2.5, 2.0 - 0.1 * 5.0], rtol=1e-14)
+    assert isinstance(p.data, np.ndarray)
+
 
 def test_second_derivatives_through_arrays_of_nothing_are_zero():
     x, w = leaf(np.zeros(0)), leaf(1.5)
