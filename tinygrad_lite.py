@@ -998,14 +998,10 @@ for function, row in _table.items():
     row.elastic = elementwise or function in (np.sum, np.mean, np.where, _relu, _sigmoid, _astype)
 
 
-def _by_method(function):
+def _by_method(a, *args, function, **options):
     """A reduction, of NumPy's arrays by their method of that name, which is where NumPy's function would end up."""
-
-    def compute(a, *args, **options):
-        by = getattr(a, function.__name__) if isinstance(a, (_ndarray, np.generic)) else functools.partial(function, a)
-        return by(*args, **options)
-
-    return compute
+    by = getattr(a, function.__name__) if isinstance(a, (_ndarray, np.generic)) else functools.partial(function, a)
+    return by(*args, **options)
 
 
 def _mean(a, *args, **options):
@@ -1018,7 +1014,7 @@ def _mean(a, *args, **options):
 _table[np.negative].compute, _table[np.positive].compute, _table[np.absolute].compute = op.neg, op.pos, abs
 _table[op.getitem].compute, _table[np.mean].compute = lambda x, index: _as_array(x)[index], _mean
 for function in (np.sum, np.max, np.min):
-    _table[function].compute = _by_method(function)
+    _table[function].compute = functools.partial(_by_method, function=function)
 
 # What follows says NumPy's functions in others of the table, with NumPy's names for the parameters.
 

@@ -594,14 +594,14 @@ def size_on_disk(module: str) -> int:
 # --- Table and picture ------------------------------------------------------------------------------------------------
 
 
+def times(ratio: float) -> str:
+    return f"{ratio:.3g}" if ratio < 1000 else f"{ratio:,.0f}"
+
+
 def quantity(x: float, unit: str) -> str:
     prefixes = {"": 1.0, "m": 1e-3, "u": 1e-6} if unit == "s" else {"M": 1e6}
     prefix = next((prefix for prefix, factor in prefixes.items() if x >= factor), [*prefixes][-1])
-    return f"{x / prefixes[prefix]:.3g} {prefix}{unit}"
-
-
-def times(ratio: float) -> str:
-    return f"{ratio:.3g}" if ratio < 1000 else f"{ratio:,.0f}"
+    return f"{times(x / prefixes[prefix])} {prefix}{unit}"
 
 
 def show(name: str, measured: Measured) -> None:
@@ -621,21 +621,19 @@ def show(name: str, measured: Measured) -> None:
 
 
 def table(results: dict[str, Any]) -> str:
-    """For the README: what code by hand needs of time, memory and disk, and what programs need as multiples of it."""
+    """For the README: the time of code by hand, and of programs as multiples of it; memory and size as they are."""
     workloads = results["workloads"]
     programs = [program for program in PROGRAMS if any(program in measured for measured in workloads.values())]
     lines = [f"| | {' | '.join(programs)} |", f"|{' --- |' * (len(programs) + 1)}"]
     for name, measured in workloads.items():
-        for key, what, unit, least in (
-            ("seconds", "", "s", 0),
-            ("memory", "memory: ", "B", 5e6),
-            ("size", "size: ", "B", 0),
-        ):
-            hand = measured["by hand"].get(key, -1)
-            if hand >= least:  # of memory, less is noise
-                others = [measured.get(program, {}) for program in programs[1:]]
-                cells = [times(x[key] / hand) if key in x else x.get("failed", "") for x in others]
-                lines.append(f"| {what}{name} | {' | '.join([quantity(hand, unit), *cells])} |")
+        numbers = [measured.get(program, {}) for program in programs]
+        hand = numbers[0]["seconds"]
+        cells = [times(x["seconds"] / hand) if "seconds" in x else x.get("failed", "") for x in numbers]
+        lines.append(f"| {name} | {' | '.join([quantity(hand, 's'), *cells[1:]])} |")
+        for key, label in (("memory", "its peak memory"), ("size", "size on disk of what one must install")):
+            if key in numbers[0]:
+                cells = [quantity(x[key], "B") if key in x else x.get("failed", "") for x in numbers]
+                lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
