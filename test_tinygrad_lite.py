@@ -17,6 +17,7 @@ import inspect
 import itertools
 import json
 import linecache
+import logging
 import math
 import operator
 import os
@@ -43,6 +44,7 @@ import autograd.numpy as anp
 import cloudpickle
 import dask
 import dask.array as da
+import distributed
 import numpy as np
 import pandas as pd
 import pytest
@@ -4659,7 +4661,7 @@ def test_linear_runs_the_same_model_on_numbers_and_arrays(monkeypatch, capsys):
     for size, seen in shapes.items():
 
         def watched(w: Any, b: Any, x: Any, y: Any, seen: Any = seen) -> Any:
-            seen.add((w.shape, np.shape(x)))
+            seen.add((np.shape(w), np.shape(x)))
             return model(w, b, x, y)
 
         monkeypatch.setattr(train_linear, "squared_error", watched)
@@ -4868,6 +4870,138 @@ def test_linear_takes_a_constant_y_and_a_file_with_quirks(capsys, tmp_path):
     report = linear(capsys, "--data", file, "--epochs", 300)
     assert report["slope"] == pytest.approx(0, abs=1e-6)
     assert report["intercept"] == pytest.approx(7, abs=1e-5)
+
+
+# --- train_linear.py on a cluster -------------------------------------------------------------------------------------
+# A real one, of two worker processes on this machine.
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Any:
+    options: Any = {"dashboard_address": None, "silence_logs": logging.CRITICAL}
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, **options) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def parts(tmp_path) -> str:
+    """A pattern of part files: of several lengths, one without rows, one with quirks."""
+    rng, sizes = np.random.default_rng(0), [9_000, 2_500, 0, 6_001]
+    for i, size in enumerate(sizes):
+        x = rng.uniform(-400, 900, size)
+        table = pd.DataFrame({"note": "a, b", "x": x, "y": 2e5 - 30 * x + rng.normal(0, 2000, size)})
+        table.to_csv(tmp_path / f"part-{i}.csv", index=False)
+    (tmp_path / "part-9.csv").write_text(" x , y,\n" + " 12.5, 3e5,\n" * 3)
+    return str(tmp_path / "part-*.csv")
+
+
+def agree(one: Any, other: Any) -> None:
+    assert one.keys() == other.keys()
+    for what in ("slope", "intercept", "loss", "rows", "epochs", "steps"):
+        assert one[what] == pytest.approx(other[what], rel=1e-10, abs=0), what
+
+
+@pytest.mark.parametrize("way", [(), ("--eager",)])
+def test_linear_on_a_cluster_comes_to_the_numbers_of_one_machine(capsys, cluster, parts, way):
+    for data in (["--rows", 2_300_000, "--batch-size", 700_000], ["--data", parts, "--batch-size", 4_000]):
+        options = [*data, "--epochs", 2, *way]
+        on_cluster = linear(capsys, *options, "--dask", cluster.scheduler_address)
+        assert on_cluster["steps"] == 2 * (4 if "--rows" in data else 5)
+        agree(on_cluster, linear(capsys, *options))
+
+
+def test_linear_on_a_cluster_takes_all_rows_in_a_step_unless_told_otherwise(capsys, cluster):
+    report = linear(capsys, "--rows", 500, "--epochs", 3, "--dask", cluster.scheduler_address)
+    assert (report["steps"], report["engine"]) == (3, "dask")
+    x, w, b = np.arange(500) / 500, 0.0, 0.0
+    for epoch in range(3):
+        error = w * x + b - (x - 1 / 500)
+        w, b = (p - 0.1 * (1 - epoch / 3) * 2 * np.mean(error * slope) for p, slope in ((w, x), (b, 1)))
+    assert (report["slope"], report["intercept"]) == (pytest.approx(w, rel=1e-10), pytest.approx(b * 500, rel=1e-10))
+
+
+def test_linear_sends_one_graph_a_step_and_graphs_do_not_grow(capsys, cluster, monkeypatch):
+    sizes, compute = [], dask.compute
+
+    def counted(*values: Any) -> Any:
+        sizes.append(len(dict(dask.base.collections_to_expr(values).__dask_graph__())))
+        found = compute(*values)
+        assert [np.shape(value) for value in found] == [()] * len(values)
+        return found
+
+    monkeypatch.setattr(dask, "compute", counted)
+    linear(capsys, "--rows", 2_000_000, "--epochs", 4, "--dask", cluster.scheduler_address)
+    assert len(sizes) == 4 + 5  # four steps, and the loss before the first and after each
+    assert len({*sizes}) == 2
+
+
+def test_a_worker_that_dies_within_a_step_changes_no_number(capsys, cluster, parts, monkeypatch):
+    dask_compute, killed = dask.compute, []
+
+    def killing(*values: Any) -> Any:
+        if len(values) == 2 and not killed:  # a step
+
+            def kill() -> None:
+                while not killed:
+                    for address, worker in [*cluster.scheduler.workers.items()]:
+                        if worker.processing and not killed:
+                            nanny = next(n for n in cluster.workers.values() if n.worker_address == address)
+                            os.kill(nanny.process.pid, signal.SIGKILL)
+                            killed.append(address)
+
+            thread = threading.Thread(target=kill, daemon=True)
+            thread.start()
+            found = dask_compute(*values)
+            thread.join(timeout=30)
+            return found
+        return dask_compute(*values)
+
+    monkeypatch.setattr(dask, "compute", killing)
+    options = ["--data", parts, "--batch-size", 20_000, "--epochs", 3]
+    on_cluster = linear(capsys, *options, "--dask", cluster.scheduler_address)
+    assert len(killed) == 1
+    agree(on_cluster, linear(capsys, *options))
+
+
+def test_linear_starts_a_cluster_and_is_quiet_about_it():
+    options = "--rows=3000000", "--epochs=2", "--json", "--dask", "--dask-memory-limit=1GB"
+    done = run_script("train_linear.py", *options)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["steps"] == 2
+
+
+def test_linear_names_the_file_and_the_line_that_a_worker_could_not_read(capsys, cluster, parts):
+    file = parts.replace("*", "1")
+    lines = Path(file).read_text().splitlines()
+    Path(file).write_text("\n".join([*lines[:2000], "a,b,7", *lines[2000:]]))
+    options = ["--data", parts, "--dask", cluster.scheduler_address]
+    fails_with_one_sentence(capsys, train_linear.main, options, r"part-1\.csv, row 2000 \(line 2001\): 'x'.*'b'")
+    fails_with_one_sentence(capsys, train_linear.main, options[:2], r"part-1\.csv, row 2000 \(line 2001\): 'x'.*'b'")
+    options[1] = str(Path(file).parent / "none-*.csv")
+    fails_with_one_sentence(capsys, train_linear.main, options, r"none-\*\.csv cannot be read")
+
+
+def test_linear_without_a_scheduler_or_without_dask_says_so(capsys, monkeypatch):
+    for address in ("tcp://127.0.0.1:1", "nonsense://x"):
+        start = time.monotonic()
+        fails_with_one_sentence(capsys, train_linear.main, ["--dask", address], f"no Dask scheduler.*{address}")
+        assert time.monotonic() - start < 10
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    message = re.escape("pip install 'tinygrad-lite[dask]', or uv run --with 'dask[array,distributed]' train_linear.py")
+    fails_with_one_sentence(capsys, train_linear.main, ["--dask"], message)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--dask --batch-size 999",
+        "--dask --save-data x.csv",
+        "--dask-memory-limit 1GB",
+        "--dask --dask-memory-limit much",
+    ],
+)
+def test_linear_bad_options_for_a_cluster(capsys, options):
+    fails_with_one_sentence(capsys, train_linear.main, options.split(), options.split()[-2])
 
 
 # --- train_gender.py --------------------------------------------------------------------------------------------------

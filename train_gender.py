@@ -34,6 +34,7 @@ from train_linear import (
     InputError,
     Parser,
     as_numbers,
+    check_rows,
     count,
     count_or_none,
     number,
@@ -60,6 +61,7 @@ KAGGLE_SECONDS = 15.0  # for all attempts together
 def parse_people(text: str, name: str) -> pd.DataFrame:
     """The features (male 1, female 0) and the target of every row of CSV text; errors call the text ``name``."""
     cells = parse_table(text, name, COLUMNS)
+    check_rows(len(cells), name)
     words = {"Gender": GENDERS}
     return pd.DataFrame({column: as_numbers(cells[column], name, words.get(column)) for column in COLUMNS})
 

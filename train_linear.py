@@ -11,6 +11,9 @@ backward() and step() that one writes first.
     python train_linear.py
     python train_linear.py --rows 1000 --save-data line.csv
     python train_linear.py --data line.csv --batch-size 64 --json
+    python train_linear.py --dask --data "part-*.csv" --batch-size 1000000
+
+With --dask the same model runs on a Dask cluster, whose workers make or read the rows: only w and b come back.
 """
 
 from __future__ import annotations
@@ -18,10 +21,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
+import glob
 import io
 import json
+import logging
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,11 +38,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from tinygrad_lite import SGD, Tensor, grad, jit, no_grad
+from tinygrad_lite import SGD, Tensor, grad, jit
 
 Array = NDArray[np.float64]
+Compute = Callable[..., tuple[Any, ...]]
 
 FEWEST_ROWS = 5
+LARGE_BATCH = 1_000  # rows from which on a batch is a range of neighbours
+CHUNK = 1_000_000  # rows that a worker makes at a time: 8 MB for each array
+DASK_SECONDS = 4.0  # to reach a scheduler, and again until it has a worker
 
 
 # --- What both scripts share ------------------------------------------------------------------------------------------
@@ -113,14 +123,17 @@ def parse_table(text: str, name: str, columns: Sequence[str]) -> pd.DataFrame:
     for column in columns:
         if header.count(column) != 1:
             raise InputError(f"{name} must have one column {column!r}, but its header is {','.join(header)!r:.300}")
-    if len(rows) < FEWEST_ROWS:
-        raise InputError(f"{name} holds {len(rows)} of the at least {FEWEST_ROWS} rows that are needed")
     for line, cells in rows:
         if any(cells[len(header) :]):
             raise InputError(f"{name}, line {line} has more values than the header has names: put quotes around commas")
     places = [header.index(column) for column in columns]
     table = [["".join(cells[place : place + 1]) for place in places] for _, cells in rows]
     return pd.DataFrame(table, columns=list(columns), index=[line for line, _ in rows])
+
+
+def check_rows(rows: int, name: str) -> None:
+    if rows < FEWEST_ROWS:
+        raise InputError(f"{name} holds {rows} of the at least {FEWEST_ROWS} rows that are needed")
 
 
 def read_text(path: str) -> str:
@@ -144,30 +157,118 @@ def as_numbers(cells: pd.Series, name: str, words: dict[str, float] | None = Non
     return numbers
 
 
+# --- The cluster ------------------------------------------------------------------------------------------------------
+
+
+def here(*values: Any) -> tuple[Any, ...]:
+    """What makes numbers of values that are no lazy ones."""
+    return values
+
+
+@contextlib.contextmanager
+def cluster(options: argparse.Namespace) -> Iterator[Compute]:
+    """What makes numbers of lazy values: a Dask cluster, one started for that or the one at the address given."""
+    if not options.dask:
+        yield here
+        return
+    try:
+        import dask
+        import distributed
+    except ImportError:
+        uv = "uv run --with 'dask[array,distributed]' train_linear.py --dask"
+        raise InputError(f"--dask needs Dask: pip install 'tinygrad-lite[dask]', or {uv}") from None
+    try:
+        with contextlib.ExitStack() as stack:
+            address: Any = options.dask
+            if address == "local":
+                memory, quiet = options.dask_memory_limit or "auto", logging.CRITICAL
+                address = stack.enter_context(
+                    distributed.LocalCluster(
+                        n_workers=dask.system.CPU_COUNT,
+                        threads_per_worker=1,
+                        memory_limit=memory,
+                        dashboard_address=None,
+                        silence_logs=quiet,
+                    )
+                )
+            try:
+                client = stack.enter_context(distributed.Client(address, timeout=DASK_SECONDS))
+                client.wait_for_workers(1, timeout=DASK_SECONDS)
+            except (OSError, ValueError, TypeError) as error:
+                advice = "start one with 'dask scheduler' and 'dask worker', or give --dask alone"
+                raise InputError(f"no Dask scheduler with workers answers at {options.dask}: {advice}") from error
+            yield dask.compute
+    except distributed.KilledWorker as error:
+        raise InputError(f"{error} Give the workers more memory, or smaller files") from None
+
+
 # --- The data ---------------------------------------------------------------------------------------------------------
 
 
-def load(options: argparse.Namespace) -> tuple[Array, Array, float, float]:
-    """The columns x and y, read or made, and the units that training scales them by."""
+def read_columns(path: str) -> Array:
+    """x and y of a CSV file, shape (2, rows): by pandas or, for a file with quirks or mistakes, cell by cell."""
+    with contextlib.suppress(OSError, ValueError, KeyError), open(path, encoding="utf-8-sig") as file:
+        table = pd.read_csv(file, dtype=str, keep_default_na=False)
+        if isinstance(table.index, pd.RangeIndex) and not {"x.1", "y.1"} & {*table}:
+            numbers = np.array([pd.to_numeric(table[column], errors="coerce") for column in ("x", "y")], float)
+            if np.isfinite(numbers).all():
+                return numbers
+    cells = parse_table(read_text(path), path, ["x", "y"])
+    return np.array([as_numbers(cells[column], path) for column in cells])
+
+
+def read_here(paths: Sequence[str]) -> Array:
+    return np.concatenate([read_columns(path) for path in paths], axis=1)
+
+
+def read_on_workers(paths: Sequence[str]) -> Any:
+    """The same as a dask.array: each file is a chunk, which stays on the worker that read it."""
+    import dask
+    import dask.array as da
+
+    files = dask.persist(*[dask.delayed(read_columns)(os.path.abspath(path)) for path in paths])
+    sizes = dask.compute(*[file.shape[1] for file in files])
+    chunks = [da.from_delayed(file, (2, n), float) for file, n in zip(files, sizes, strict=True) if n]
+    return da.concatenate(chunks or [np.empty((2, 0))], axis=1)
+
+
+def load(options: argparse.Namespace, compute: Compute) -> tuple[Any, Any, float, float]:
+    """The columns x and y, read or made, here or on the workers, and the units that training scales them by."""
     if not options.data:
-        x = np.arange(options.rows or 100_000, dtype=float)
-        return x, x - 1, float(len(x)), float(len(x))
+        rows = options.rows or 100_000
+        if options.dask:
+            import dask.array as da
+
+            x = da.arange(rows, dtype=float, chunks=CHUNK)
+        else:
+            x = np.arange(rows, dtype=float)
+        return x, x - 1, float(rows), float(rows)
     if options.rows:
         raise InputError("--data reads the rows that --rows would make: give one of the two")
-    table = parse_table(read_text(options.data), options.data, ["x", "y"])
-    x, y = (as_numbers(table[column], options.data) for column in table)
-    if x.min() == x.max():
-        raise InputError(f"{options.data}: 'x' is {x[0]:g} in every row, which leaves the slope open: it must vary")
-    return x, y, np.abs(x).max(), np.abs(y).max() or 1.0
+    # A name that stands for no file is read as it is, which says why that cannot be done.
+    paths = [options.data] if os.path.exists(options.data) else sorted(glob.glob(options.data)) or [options.data]
+    x, y = (read_on_workers if options.dask else read_here)(paths)
+    check_rows(len(x), options.data)
+    low, high, x_unit, y_unit = compute(x.min(), x.max(), abs(x).max(), abs(y).max())
+    if low == high:
+        raise InputError(f"{options.data}: 'x' is {low:g} in every row, which leaves the slope open: it must vary")
+    return x, y, x_unit, y_unit or 1.0
 
 
-def batches(x: Array, y: Array, size: int, rng: np.random.Generator) -> Iterable[tuple[Any, Any]]:
-    """All examples in a shuffled order: as numbers for ``size`` 1, else as arrays of shape (size,)."""
-    order = rng.permutation(len(x))
-    x, y = x[order], y[order]
+def batches(x: Any, y: Any, size: int, rng: np.random.Generator) -> Iterable[tuple[Any, Any]]:
+    """All examples in a shuffled order: as numbers for ``size`` 1, else as arrays of shape (size,).
+
+    Large batches are ranges of neighbouring rows, which need not be moved, and only their order is shuffled.
+    """
+    starts = np.arange(0, len(x), size)
+    if size >= LARGE_BATCH:
+        rng.shuffle(starts)
+    else:
+        order = rng.permutation(len(x))
+        x, y = x[order], y[order]
     if size == 1:
         return zip(x, y, strict=True)
-    return ((x[i : i + size], y[i : i + size]) for i in range(0, len(x), size))
+    return ((x[i : i + size], y[i : i + size]) for i in starts)
 
 
 # --- The model --------------------------------------------------------------------------------------------------------
@@ -184,13 +285,14 @@ def descend(w: Any, b: Any, x: Any, y: Any, lr: float) -> tuple[Any, Any]:
     return w - lr * slope_w, b - lr * slope_b
 
 
-def eager_step(w: Tensor, b: Tensor) -> Callable:
+def eager_step(w: Tensor, b: Tensor, compute: Compute) -> Callable:
     """The same as a function of its arguments that works on these Tensors."""
     optimizer = SGD([w, b], lr=0.0)
 
     def step(w: Tensor, b: Tensor, x: Any, y: Any, lr: float) -> tuple[Tensor, Tensor]:
         optimizer.zero_grad()
         squared_error(w, b, x, y).backward()
+        w.grad, b.grad = compute(w.grad, b.grad)
         optimizer.lr = lr
         optimizer.step()
         return w, b
@@ -199,7 +301,7 @@ def eager_step(w: Tensor, b: Tensor) -> Callable:
 
 
 def train(
-    x: Array, y: Array, epochs: int, size: int, lr: float, seed: int, eager: bool = False
+    x: Any, y: Any, epochs: int, size: int, lr: float, seed: int, eager: bool = False, compute: Compute = here
 ) -> Iterator[tuple[Any, ...]]:
     """Yield (epoch, loss, w, b, steps, steps per second) before the first epoch and after each.
 
@@ -209,9 +311,14 @@ def train(
     rng = np.random.default_rng(seed)
     w: Any = Tensor(0.0, requires_grad=True) if eager else np.float64(0)
     b: Any = Tensor(0.0, requires_grad=True) if eager else np.float64(0)
-    step: Callable = eager_step(w, b) if eager else jit(descend)
-    if size == 1 and not eager:
+    step: Callable
+    if eager:
+        step = eager_step(w, b, compute)
+    elif size == 1:
         step = jit(descend).lower(w, b, x[0], y[0], lr)  # all examples are alike
+    else:
+        fast = jit(descend)
+        step = lambda *args: compute(*fast(*args))  # noqa: E731
     steps, speed, interrupted = 0, 0.0, False
     for epoch in range(epochs + 1):
         if epoch:
@@ -224,8 +331,7 @@ def train(
             except KeyboardInterrupt:
                 interrupted = True
             speed = (steps - before) / (time.perf_counter() - start)
-        with no_grad():
-            loss = squared_error(w, b, x, y).item()
+        loss = float(*compute(squared_error(w.item(), b.item(), x, y)))
         if not math.isfinite(loss):
             raise InputError(f"the loss overflowed in epoch {epoch}: try an --lr smaller than {lr:g}")
         yield epoch, loss, w.item(), b.item(), steps, speed
@@ -237,20 +343,44 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     rows = number(int, f"an integer from {FEWEST_ROWS} to 1000000000", FEWEST_ROWS, 10**9)
     parser = Parser(description="Fit y = w * x + b by stochastic gradient descent, one example at a time.")
     parser.add_argument("--rows", type=rows, help="rows to make, y = x - 1 (default 100000)")
-    parser.add_argument("--data", metavar="FILE.csv", help="train on a CSV file with the columns x,y instead")
+    parser.add_argument(
+        "--data", metavar="FILE.csv", help="train on CSV files with the columns x,y instead (part-*.csv: several)"
+    )
     parser.add_argument("--save-data", metavar="FILE.csv", help="write the data as x,y and go on")
     parser.add_argument("--epochs", type=count_or_none, default=50, help="passes over the data (default 50)")
-    parser.add_argument("--batch-size", type=count, default=1, help="examples per step (default 1)")
+    parser.add_argument("--batch-size", type=count, help="examples per step (default 1, with --dask all)")
     parser.add_argument("--lr", type=rate, default=0.1, help="first learning rate (default 0.1)")
     parser.add_argument("--seed", type=count_or_none, default=0, help="of the shuffled order (default 0)")
     parser.add_argument("--eager", action="store_true", help="train with backward() instead of code from jit")
+    parser.add_argument(
+        "--dask",
+        nargs="?",
+        const="local",
+        metavar="ADDRESS",
+        help="train on a Dask cluster: a new one, or tcp://host:8786",
+    )
+    parser.add_argument("--dask-memory-limit", metavar="SIZE", help="of each new Dask worker, such as 2GB")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if options.dask and options.save_data:
+        parser.error("--save-data writes rows of this machine: leave out --dask")
+    if options.dask_memory_limit and options.dask != "local":
+        parser.error("--dask-memory-limit is for the workers that --dask without an address starts")
+    if options.dask_memory_limit and not re.fullmatch(r"[1-9][\d.]* ?([kMGT]i?B)", options.dask_memory_limit):
+        parser.error(f"--dask-memory-limit must be a size such as 2GB, not {options.dask_memory_limit!r}")
+    if options.dask and options.batch_size and options.batch_size < LARGE_BATCH:
+        parser.error(f"--dask takes ranges of rows: --batch-size must be {LARGE_BATCH} or more")
+    return options
 
 
 def job(argv: Sequence[str] | None) -> int:
     options = parse_options(argv)
-    x, y, x_unit, y_unit = load(options)
+    with cluster(options) as compute:
+        return fit(options, compute)
+
+
+def fit(options: argparse.Namespace, compute: Compute) -> int:
+    x, y, x_unit, y_unit = load(options, compute)
     if options.save_data:
         try:
             pd.DataFrame({"x": x, "y": y}).to_csv(options.save_data, index=False)
@@ -258,7 +388,9 @@ def job(argv: Sequence[str] | None) -> int:
             raise InputError(f"{options.save_data} cannot be written: {error.strerror or error}") from None
 
     start, interrupted = time.perf_counter(), False
-    states = train(x / x_unit, y / y_unit, options.epochs, options.batch_size, options.lr, options.seed, options.eager)
+    size = options.batch_size or (len(x) if options.dask else 1)
+    how = options.epochs, max(size, LARGE_BATCH) if options.dask else size, options.lr, options.seed, options.eager
+    states = train(x / x_unit, y / y_unit, *how, compute)
     state = next(states)
     try:
         for state in states:
@@ -270,7 +402,7 @@ def job(argv: Sequence[str] | None) -> int:
 
     epoch, loss, w, b, steps, _ = state
     slope, intercept = w * y_unit / x_unit, b * y_unit
-    seconds, engine = time.perf_counter() - start, "eager" if options.eager else "jit"
+    seconds, engine = time.perf_counter() - start, "eager" if options.eager else "dask" if options.dask else "jit"
     if options.json:
         report = {"slope": slope, "intercept": intercept, "loss": loss, "rows": len(x), "epochs": epoch, "steps": steps}
         print(json.dumps(report | {"engine": engine, "seconds": seconds, "interrupted": interrupted}))
