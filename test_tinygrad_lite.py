@@ -4878,7 +4878,7 @@ def test_linear_takes_a_constant_y_and_a_file_with_quirks(capsys, tmp_path):
 
 @pytest.fixture(scope="module")
 def cluster() -> Any:
-    options: Any = {"dashboard_address": None, "silence_logs": logging.CRITICAL}
+    options: Any = {"dashboard_address": ":0", "silence_logs": logging.CRITICAL}
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, **options) as cluster:
         yield cluster
 

@@ -187,7 +187,7 @@ def cluster(options: argparse.Namespace) -> Iterator[Compute]:
                         n_workers=dask.system.CPU_COUNT,
                         threads_per_worker=1,
                         memory_limit=memory,
-                        dashboard_address=None,
+                        dashboard_address=":0",
                         silence_logs=quiet,
                     )
                 )
