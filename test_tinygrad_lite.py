@@ -4982,10 +4982,13 @@ def test_linear_names_the_file_and_the_line_that_a_worker_could_not_read(capsys,
 
 
 def test_linear_without_a_scheduler_or_without_dask_says_so(capsys, monkeypatch):
-    for address in ("tcp://127.0.0.1:1", "nonsense://x"):
-        start = time.monotonic()
-        fails_with_one_sentence(capsys, train_linear.main, ["--dask", address], f"no Dask scheduler.*{address}")
-        assert time.monotonic() - start < 10
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        for address in (f"tcp://127.0.0.1:{silent.getsockname()[1]}", "tcp://127.0.0.1:1", "nonsense://x"):
+            start = time.monotonic()
+            fails_with_one_sentence(capsys, train_linear.main, ["--dask", address], f"no Dask scheduler.*{address}")
+            assert time.monotonic() - start < 10
     monkeypatch.setitem(sys.modules, "distributed", None)
     message = re.escape("pip install 'tinygrad-lite[dask]', or uv run --with 'dask[array,distributed]' train_linear.py")
     fails_with_one_sentence(capsys, train_linear.main, ["--dask"], message)

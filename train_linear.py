@@ -19,6 +19,7 @@ With --dask the same model runs on a Dask cluster, whose workers make or read th
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import csv
 import glob
@@ -174,9 +175,14 @@ def cluster(options: argparse.Namespace) -> Iterator[Compute]:
     try:
         import dask
         import distributed
+        from distributed.core import connect
     except ImportError:
         uv = "uv run --with 'dask[array,distributed]' train_linear.py --dask"
         raise InputError(f"--dask needs Dask: pip install 'tinygrad-lite[dask]', or {uv}") from None
+
+    async def answers(address: str) -> None:  # a Client waits without limit for one that accepts and keeps silent
+        await (await asyncio.wait_for(connect(address), DASK_SECONDS)).close()
+
     try:
         with contextlib.ExitStack() as stack:
             address: Any = options.dask
@@ -192,6 +198,8 @@ def cluster(options: argparse.Namespace) -> Iterator[Compute]:
                     )
                 )
             try:
+                if isinstance(address, str):
+                    asyncio.run(answers(address))
                 client = stack.enter_context(distributed.Client(address, timeout=DASK_SECONDS))
                 client.wait_for_workers(1, timeout=DASK_SECONDS)
             except (OSError, ValueError, TypeError) as error:
@@ -366,7 +374,7 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--save-data writes rows of this machine: leave out --dask")
     if options.dask_memory_limit and options.dask != "local":
         parser.error("--dask-memory-limit is for the workers that --dask without an address starts")
-    if options.dask_memory_limit and not re.fullmatch(r"[1-9][\d.]* ?([kMGT]i?B)", options.dask_memory_limit):
+    if options.dask_memory_limit and not re.fullmatch(r"[1-9]\d*(\.\d+)? ?[kMGT]i?B", options.dask_memory_limit):
         parser.error(f"--dask-memory-limit must be a size such as 2GB, not {options.dask_memory_limit!r}")
     if options.dask and options.batch_size and options.batch_size < LARGE_BATCH:
         parser.error(f"--dask takes ranges of rows: --batch-size must be {LARGE_BATCH} or more")
