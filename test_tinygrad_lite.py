@@ -22,6 +22,7 @@ import math
 import operator
 import os
 import pickle
+import pty
 import re
 import signal
 import site
@@ -29,6 +30,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import termios
 import threading
 import time
 import traceback
@@ -3431,9 +3433,7 @@ for method_name in ("astype", "max", "mean", "min", "reshape", "sum", "swapaxes"
 
 def computed(tree: Any) -> Any:
     """NumPy arrays of everything in a structure of arrays and Tensors, Dask's all in one go."""
-    if isinstance(tree, (tuple, list)):
-        return [computed(x) for x in dask.compute(*tree, scheduler="sync")]
-    tree = tree.data if isinstance(tree, Tensor) else tree
+    tree = tree_map(lambda x: x.data if isinstance(x, Tensor) else x, tree)
     return unboxed(dask.compute(tree, scheduler="sync")[0])
 
 
@@ -4760,6 +4760,28 @@ def test_linear_interrupted_within_the_first_epoch_keeps_the_steps_taken(monkeyp
     assert report["slope"] == pytest.approx(0.5 * 2 * 0.7 * 0.6)  # x = 0.7, y = 0.6
 
 
+def on_a_terminal(*command: Any) -> tuple[str, str]:
+    """What a command prints on standard output, here a file, and on standard error, here a terminal."""
+    master, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 80))
+    shown = b""
+    with tempfile.TemporaryFile("w+") as out:
+        with subprocess.Popen([sys.executable, *map(str, command)], stdout=out, stderr=terminal):
+            os.close(terminal)
+            with contextlib.suppress(OSError):  # at the end of the process
+                while True:
+                    shown += os.read(master, 10_000)
+        os.close(master)
+        out.seek(0)
+        return out.read(), shown.decode()
+
+
+def test_linear_shows_how_far_it_is_on_a_terminal_only():
+    out, shown = on_a_terminal(HERE / "train_linear.py", "--rows", 1_000_000, "--epochs", 4)
+    assert re.search(r"\d+%\|.*\d+/4000000 \[\d\d:\d\d<\d\d:\d\d, .*steps/s\]", shown)
+    assert [line.split()[0] for line in out.splitlines()] == ["epoch"] * 4 + ["4,000,000", "y"]
+
+
 def test_linear_ctrl_c_from_the_keyboard():
     command = [sys.executable, str(HERE / "train_linear.py"), "--rows", "3000"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -4910,13 +4932,15 @@ def test_linear_on_a_cluster_comes_to_the_numbers_of_one_machine(capsys, cluster
         agree(on_cluster, linear(capsys, *options))
 
 
-def test_linear_on_a_cluster_takes_all_rows_in_a_step_unless_told_otherwise(capsys, cluster):
+def test_linear_on_a_cluster_takes_a_16th_of_the_rows_in_a_step_and_1000_at_least(capsys, cluster):
+    for rows, steps in ((500, 2), (17_000, 32)):
+        report = linear(capsys, "--rows", rows, "--epochs", 2, "--dask", cluster.scheduler_address)
+        assert (report["steps"], report["engine"]) == (steps, "dask")
     report = linear(capsys, "--rows", 500, "--epochs", 3, "--dask", cluster.scheduler_address)
-    assert (report["steps"], report["engine"]) == (3, "dask")
     x, w, b = np.arange(500) / 500, 0.0, 0.0
     for epoch in range(3):
         error = w * x + b - (x - 1 / 500)
-        w, b = (p - 0.1 * (1 - epoch / 3) * 2 * np.mean(error * slope) for p, slope in ((w, x), (b, 1)))
+        w, b = (p - 0.4 * (1 - epoch / 3) * 2 * np.mean(error * slope) for p, slope in ((w, x), (b, 1)))
     assert (report["slope"], report["intercept"]) == (pytest.approx(w, rel=1e-10), pytest.approx(b * 500, rel=1e-10))
 
 
@@ -4930,7 +4954,8 @@ def test_linear_sends_one_graph_a_step_and_graphs_do_not_grow(capsys, cluster, m
         return found
 
     monkeypatch.setattr(dask, "compute", counted)
-    linear(capsys, "--rows", 2_000_000, "--epochs", 4, "--dask", cluster.scheduler_address)
+    options = "--rows", 5_000_000, "--batch-size", 5_000_000, "--epochs", 4
+    linear(capsys, *options, "--dask", cluster.scheduler_address)
     assert len(sizes) == 4 + 5  # four steps, and the loss before the first and after each
     assert len({*sizes}) == 2
 
@@ -4964,10 +4989,39 @@ def test_a_worker_that_dies_within_a_step_changes_no_number(capsys, cluster, par
 
 
 def test_linear_starts_a_cluster_and_is_quiet_about_it():
-    options = "--rows=3000000", "--epochs=2", "--json", "--dask", "--dask-memory-limit=1GB"
+    options = "--rows=3000000", "--batch-size=3000000", "--epochs=2", "--json", "--dask", "--dask-memory-limit=1GB"
     done = run_script("train_linear.py", *options)
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout)["steps"] == 2
+
+
+def test_linear_ctrl_c_reaches_no_worker_and_gives_the_report_so_far():
+    command = [sys.executable, HERE / "train_linear.py", "--dask", "--rows", "1000000"]
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, start_new_session=True, **pipes) as process:  # a group of its own, as in a shell
+        first = process.stdout.readline()
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "")
+    assert re.match(r"epoch +1 ", first)
+    assert re.search(r"interrupted in epoch \d+: this is the line so far\n[\d,]+ steps .* engine dask\ny = ", out)
+
+
+def test_linear_says_that_the_scheduler_went_away(capsys, monkeypatch):
+    compute, calls = dask.compute, []
+    quiet: Any = {"dashboard_address": ":0", "silence_logs": logging.CRITICAL}
+    with distributed.LocalCluster(n_workers=1, processes=False, protocol="tcp", **quiet) as cluster:
+
+        def stopping(*values: Any) -> Any:
+            calls.append(values)
+            if len(calls) == 3:
+                cluster.close()
+            return compute(*values)
+
+        monkeypatch.setattr(dask, "compute", stopping)
+        options = ["--dask", cluster.scheduler_address]
+        message = f"the Dask scheduler at {cluster.scheduler_address} went away"
+        fails_with_one_sentence(capsys, train_linear.main, options, message)
 
 
 def test_linear_names_the_file_and_the_line_that_a_worker_could_not_read(capsys, cluster, parts):
@@ -4982,13 +5036,14 @@ def test_linear_names_the_file_and_the_line_that_a_worker_could_not_read(capsys,
 
 
 def test_linear_without_a_scheduler_or_without_dask_says_so(capsys, monkeypatch):
-    with socket.socket() as silent:
+    assert 2 * train_linear.DASK_SECONDS < 10
+    monkeypatch.setattr(train_linear, "DASK_SECONDS", 0.5)
+    with socket.socket() as silent, distributed.LocalCluster(n_workers=0, dashboard_address=":0") as empty:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
-        for address in (f"tcp://127.0.0.1:{silent.getsockname()[1]}", "tcp://127.0.0.1:1", "nonsense://x"):
-            start = time.monotonic()
+        addresses = "tcp://127.0.0.1:1", "nonsense://x", empty.scheduler_address
+        for address in (f"tcp://127.0.0.1:{silent.getsockname()[1]}", *addresses):
             fails_with_one_sentence(capsys, train_linear.main, ["--dask", address], f"no Dask scheduler.*{address}")
-            assert time.monotonic() - start < 10
     monkeypatch.setitem(sys.modules, "distributed", None)
     message = re.escape("pip install 'tinygrad-lite[dask]', or uv run --with 'dask[array,distributed]' train_linear.py")
     fails_with_one_sentence(capsys, train_linear.main, ["--dask"], message)

@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["numpy>=2.0", "pandas>=2.2.2", "kagglehub>=1.0"]
+# dependencies = ["numpy>=2.0", "pandas>=2.2.2", "kagglehub>=1.0", "tqdm>=4.66"]
 # ///
 """The scalar job: fit y = w * x + b by stochastic gradient descent, one example at a time.
 
@@ -24,11 +24,13 @@ import contextlib
 import csv
 import glob
 import io
+import itertools
 import json
 import logging
 import math
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -38,6 +40,7 @@ from typing import Any, NoReturn
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from tinygrad_lite import SGD, Tensor, grad, jit
 
@@ -46,7 +49,7 @@ Compute = Callable[..., tuple[Any, ...]]
 
 FEWEST_ROWS = 5
 LARGE_BATCH = 1_000  # rows from which on a batch is a range of neighbours
-CHUNK = 1_000_000  # rows that a worker makes at a time: 8 MB for each array
+CHUNK = 2_000_000  # rows that a worker makes at a time: 16 MB for each array
 DASK_SECONDS = 4.0  # to reach a scheduler, and again until it has a worker
 
 
@@ -104,6 +107,11 @@ def run(job: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None) 
     except BrokenPipeError:  # as under "| head"; Python still flushes at exit, and that must go somewhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+
+
+def progress(steps: Iterable[Any], total: int, unit: str) -> tqdm:
+    """The steps, with a bar on standard error when that is a terminal and they take longer than a second."""
+    return tqdm(steps, total=total, unit=f" {unit}s", delay=1, leave=False, disable=None)
 
 
 def parse_table(text: str, name: str, columns: Sequence[str]) -> pd.DataFrame:
@@ -180,34 +188,36 @@ def cluster(options: argparse.Namespace) -> Iterator[Compute]:
         uv = "uv run --with 'dask[array,distributed]' train_linear.py --dask"
         raise InputError(f"--dask needs Dask: pip install 'tinygrad-lite[dask]', or {uv}") from None
 
-    async def answers(address: str) -> None:  # a Client waits without limit for one that accepts and keeps silent
-        await (await asyncio.wait_for(connect(address), DASK_SECONDS)).close()
+    def start(**settings: Any) -> Any:  # with Ctrl-C ignored, which the workers inherit: it is for this process alone
+        ctrl_c = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            return distributed.Client(n_workers=dask.system.CPU_COUNT, threads_per_worker=1, **settings)
+        finally:
+            signal.signal(signal.SIGINT, ctrl_c)
 
-    try:
-        with contextlib.ExitStack() as stack:
-            address: Any = options.dask
-            if address == "local":
-                memory, quiet = options.dask_memory_limit or "auto", logging.CRITICAL
-                address = stack.enter_context(
-                    distributed.LocalCluster(
-                        n_workers=dask.system.CPU_COUNT,
-                        threads_per_worker=1,
-                        memory_limit=memory,
-                        dashboard_address=":0",
-                        silence_logs=quiet,
-                    )
-                )
-            try:
-                if isinstance(address, str):
-                    asyncio.run(answers(address))
-                client = stack.enter_context(distributed.Client(address, timeout=DASK_SECONDS))
-                client.wait_for_workers(1, timeout=DASK_SECONDS)
-            except (OSError, ValueError, TypeError) as error:
-                advice = "start one with 'dask scheduler' and 'dask worker', or give --dask alone"
-                raise InputError(f"no Dask scheduler with workers answers at {options.dask}: {advice}") from error
+    async def probe() -> None:  # a Client waits without limit for a peer that accepts and keeps silent
+        await (await asyncio.wait_for(connect(options.dask), DASK_SECONDS)).close()
+
+    logging.disable(logging.CRITICAL)  # what matters is raised
+    with contextlib.ExitStack() as stack:
+        stack.callback(logging.disable, logging.NOTSET)
+        try:
+            if options.dask == "local":
+                memory = options.dask_memory_limit or "auto"
+                client = start(memory_limit=memory, dashboard_address=":0", silence_logs=logging.CRITICAL)
+            else:
+                asyncio.run(probe())
+                client = distributed.Client(options.dask, timeout=DASK_SECONDS)
+            stack.enter_context(client).wait_for_workers(1, timeout=DASK_SECONDS)
+        except (OSError, ValueError, TypeError) as error:
+            advice = "start one with 'dask scheduler' and 'dask worker', or give --dask alone"
+            raise InputError(f"no Dask scheduler with workers answers at {options.dask}: {advice}") from error
+        try:
             yield dask.compute
-    except distributed.KilledWorker as error:
-        raise InputError(f"{error} Give the workers more memory, or smaller files") from None
+        except distributed.KilledWorker as error:
+            raise InputError(f"{error} Give the workers more memory, or smaller files") from None
+        except distributed.client.FutureCancelledError:
+            raise InputError(f"the Dask scheduler at {options.dask} went away: start it and this again") from None
 
 
 # --- The data ---------------------------------------------------------------------------------------------------------
@@ -226,16 +236,20 @@ def read_columns(path: str) -> Array:
 
 
 def read_here(paths: Sequence[str]) -> Array:
-    return np.concatenate([read_columns(path) for path in paths], axis=1)
+    return np.concatenate([read_columns(path) for path in progress(paths, len(paths), "file")], axis=1)
 
 
 def read_on_workers(paths: Sequence[str]) -> Any:
     """The same as a dask.array: each file is a chunk, which stays on the worker that read it."""
     import dask
     import dask.array as da
+    import distributed
 
     files = dask.persist(*[dask.delayed(read_columns)(os.path.abspath(path)) for path in paths])
-    sizes = dask.compute(*[file.shape[1] for file in files])
+    sizes = dask.persist(*[file.shape[1] for file in files])
+    for future in progress(distributed.as_completed(distributed.futures_of(sizes)), len(paths), "file"):
+        future.result()  # raises the error of a broken file as soon as it is met
+    sizes = dask.compute(*sizes)
     chunks = [da.from_delayed(file, (2, n), float) for file, n in zip(files, sizes, strict=True) if n]
     return da.concatenate(chunks or [np.empty((2, 0))], axis=1)
 
@@ -327,24 +341,26 @@ def train(
     else:
         fast = jit(descend)
         step = lambda *args: compute(*fast(*args))  # noqa: E731
-    steps, speed, interrupted = 0, 0.0, False
-    for epoch in range(epochs + 1):
-        if epoch:
-            falling_lr = lr * (1 - (epoch - 1) / epochs)
+    per_epoch, steps, speed, interrupted = math.ceil(len(x) / size), 0, 0.0, False
+    order = itertools.chain.from_iterable(batches(x, y, size, rng) for _ in range(epochs))
+    with progress(order, epochs * per_epoch, "step") as bar:
+        examples = iter(bar)
+        for epoch in range(epochs + 1):
+            falling_lr = lr * (1 - (epoch - 1) / max(epochs, 1))
             start, before = time.perf_counter(), steps
             try:
-                for x_batch, y_batch in batches(x, y, size, rng):
+                for x_batch, y_batch in itertools.islice(examples, per_epoch if epoch else 0):
                     w, b = step(w, b, x_batch, y_batch, falling_lr)
                     steps += 1
             except KeyboardInterrupt:
                 interrupted = True
             speed = (steps - before) / (time.perf_counter() - start)
-        loss = float(*compute(squared_error(w.item(), b.item(), x, y)))
-        if not math.isfinite(loss):
-            raise InputError(f"the loss overflowed in epoch {epoch}: try an --lr smaller than {lr:g}")
-        yield epoch, loss, w.item(), b.item(), steps, speed
-        if interrupted:
-            raise KeyboardInterrupt
+            loss = float(*compute(squared_error(w.item(), b.item(), x, y)))
+            if not math.isfinite(loss):
+                raise InputError(f"the loss overflowed in epoch {epoch}: try an --lr smaller than {lr:g}")
+            yield epoch, loss, w.item(), b.item(), steps, speed
+            if interrupted:
+                raise KeyboardInterrupt
 
 
 def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -356,8 +372,12 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--save-data", metavar="FILE.csv", help="write the data as x,y and go on")
     parser.add_argument("--epochs", type=count_or_none, default=50, help="passes over the data (default 50)")
-    parser.add_argument("--batch-size", type=count, help="examples per step (default 1, with --dask all)")
-    parser.add_argument("--lr", type=rate, default=0.1, help="first learning rate (default 0.1)")
+    parser.add_argument(
+        "--batch-size", type=count, help="examples per step (default 1, with --dask a 16th of the rows)"
+    )
+    parser.add_argument(
+        "--lr", type=rate, help=f"first learning rate (default 0.1, in steps of {LARGE_BATCH} and more 0.4)"
+    )
     parser.add_argument("--seed", type=count_or_none, default=0, help="of the shuffled order (default 0)")
     parser.add_argument("--eager", action="store_true", help="train with backward() instead of code from jit")
     parser.add_argument(
@@ -396,15 +416,15 @@ def fit(options: argparse.Namespace, compute: Compute) -> int:
             raise InputError(f"{options.save_data} cannot be written: {error.strerror or error}") from None
 
     start, interrupted = time.perf_counter(), False
-    size = options.batch_size or (len(x) if options.dask else 1)
-    how = options.epochs, max(size, LARGE_BATCH) if options.dask else size, options.lr, options.seed, options.eager
-    states = train(x / x_unit, y / y_unit, *how, compute)
+    size = options.batch_size or (max(LARGE_BATCH, math.ceil(len(x) / 16)) if options.dask else 1)
+    lr = options.lr or (0.4 if size >= LARGE_BATCH else 0.1)
+    states = train(x / x_unit, y / y_unit, options.epochs, size, lr, options.seed, options.eager, compute)
     state = next(states)
     try:
         for state in states:
             epoch, loss, w, b, _, speed = state
             if not options.json:
-                print(f"epoch {epoch:3d}  loss {loss:.3e}  w {w:.6f}  b {b:.8f}  {speed:,.0f} steps/s")
+                tqdm.write(f"epoch {epoch:3d}  loss {loss:.3e}  w {w:.6f}  b {b:.8f}  {speed:,.0f} steps/s")
     except KeyboardInterrupt:
         interrupted = True
 
