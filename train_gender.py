@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from tinygrad_lite import SGD, Tensor, grad, jit, no_grad
 from train_linear import (
@@ -39,6 +40,7 @@ from train_linear import (
     count_or_none,
     number,
     parse_table,
+    progress,
     rate,
     read_text,
     run,
@@ -289,10 +291,10 @@ def job(argv: Sequence[str] | None) -> int:
     states = train(layers, parts, args, rng)
     state = first = next(states)
     try:
-        for state in itertools.chain([first], states):
+        for state in progress(itertools.chain([first], states), args.epochs + 1, "epoch"):
             epoch, losses, _ = state
             if not args.json and (epoch % max(1, args.epochs // 10) == 0 or epoch == args.epochs):
-                print("epoch {:5}: training loss {train:.6g}, test loss {test:.6g}".format(epoch, **losses))
+                tqdm.write("epoch {:5}: training loss {train:.6g}, test loss {test:.6g}".format(epoch, **losses))
     except KeyboardInterrupt:
         interrupted = True
 
