@@ -94,6 +94,13 @@ def grads(f: Any, *arrays: Any, weights: Any = None) -> tuple[Any, list[Any]]:
     return out.data, [t.grad for t in leaves]
 
 
+@pytest.fixture(scope="module")
+def cluster() -> Any:
+    options: Any = {"dashboard_address": ":0", "silence_logs": logging.CRITICAL}
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, **options) as cluster:
+        yield cluster
+
+
 # --- The rules --------------------------------------------------------------------------------------------------------
 # The catalogue: NumPy's name of a function, and calls of it. Each call is made on NumPy, on Tensors and, through
 # autograd's own NumPy, on the second engine. A domain says where random arguments are drawn from, away from the kinks,
@@ -2423,7 +2430,7 @@ def programs(draw: Any) -> Program:
 
 
 @given(program=programs())
-@settings(max_examples=int(os.environ.get("RANDOM_PROGRAMS", "2000")), database=None)
+@settings(max_examples=int(os.environ.get("RANDOM_PROGRAMS", "1000")), database=None)
 def test_gradients_of_random_programs_agree_with_a_second_engine_and_with_jit(program):
     leaves = [Tensor(x, requires_grad=True) for x in program.inputs]
     out = program.run(np, *leaves)
@@ -4528,16 +4535,18 @@ def test_array_element_assignment_of_a_tensor_is_refused_and_says_why():
 
 
 def test_module_examples():
-    results = doctest.testmod(tinygrad_lite)
+    with np.errstate(all="ignore"):  # one divides by zero
+        results = doctest.testmod(tinygrad_lite, optionflags=doctest.ELLIPSIS)
     assert results.attempted > 20
     assert results.failed == 0
 
 
-@pytest.mark.filterwarnings("ignore:Port 8787 is already in use:UserWarning")  # by another run of these tests
-def test_readme_examples_print_what_they_say(capsys):
+def test_readme_examples_print_what_they_say(capsys, cluster):
     names: dict[str, Any] = {"__name__": "__main__"}
     printed = ""
-    for block in re.findall(r"```python\n(.*?)```", (HERE / "README.md").read_text(), re.DOTALL):
+    text = (HERE / "README.md").read_text()
+    text = text.replace("Client(n_workers=2, threads_per_worker=1)", f"Client({cluster.scheduler_address!r})")
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         if block.startswith("# torchrun"):
             continue
         if block.startswith("import numpy as np\n\n\ndef "):  # what the block before prints
@@ -4908,14 +4917,7 @@ def test_linear_takes_a_constant_y_and_a_file_with_quirks(capsys, tmp_path):
 
 
 # --- train_linear.py on a cluster -------------------------------------------------------------------------------------
-# A real one, of two worker processes on this machine.
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Any:
-    options: Any = {"dashboard_address": ":0", "silence_logs": logging.CRITICAL}
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, **options) as cluster:
-        yield cluster
+# A real one, of two worker processes on this machine (the fixture on top).
 
 
 @pytest.fixture
