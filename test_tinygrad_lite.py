@@ -47,8 +47,10 @@ import cloudpickle
 import dask
 import dask.array as da
 import distributed
+import matplotlib.image
 import numpy as np
 import pandas as pd
+import pydot
 import pytest
 import scipy.special
 from hypothesis import HealthCheck, given, settings
@@ -63,6 +65,7 @@ from tinygrad_lite import (
     SGD,
     Tensor,
     defvjp,
+    detect_anomaly,
     grad,
     gradcheck,
     hessian,
@@ -72,6 +75,7 @@ from tinygrad_lite import (
     no_grad,
     relu,
     sigmoid,
+    to_dot,
     value_and_grad,
 )
 
@@ -3724,6 +3728,19 @@ def test_methods_slices_and_longer_expressions_stay_lazy(case, kind):
     check_lazy(case, kind)
 
 
+def test_what_swallows_a_tensor_or_needs_numpys_arrays_is_an_error_and_no_gradient_of_0():
+    X, w = da.ones((6, 2), chunks=(3, 2)), np.ones(2)
+    for f in (lambda w: np.mean(X.dot(w)), lambda w: da.mean(X @ w), lambda w: da.where(X > 0, w, 0).sum()):
+        for derivative in (grad, value_and_grad, jacobian):
+            with pytest.raises(TypeError, match=r"no gradient can be followed .* call np.dot|takes no dtype|no fields"):
+                derivative(f)(w)
+    fast = jit(lambda w, X: np.mean(X @ w))  # noqa: N803
+    for call in (lambda: fast.source(w, X), lambda: fast.lower(w, X), lambda: jit(lambda w: np.mean(X @ w))(w)):
+        with pytest.raises(TypeError, match="generates code for NumPy's arrays: leave it out"):
+            call()
+    assert dask.compute(fast(w, X)) == (2.0,)
+
+
 @pytest.mark.parametrize("case", calls(REFUSED_CALLS))
 def test_what_dask_cannot_do_lazily_is_an_error(case):
     with nothing_is_fetched(), pytest.raises(REFUSALS):
@@ -4426,6 +4443,210 @@ def test_gradcheck_accepts_right_rules_and_names_what_is_wrong():
     assert found / expected == pytest.approx(3 / 2)
 
 
+# --- detect_anomaly ---------------------------------------------------------------------------------------------------
+
+
+def anomaly(f: Any, *args: Any) -> str:
+    """What detect_anomaly says about a call."""
+    with np.errstate(all="ignore"), pytest.raises(FloatingPointError) as caught, detect_anomaly():
+        f(*args)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("f", "x", "what"),
+    [
+        (lambda x: np.log(x).sum(), [1.0, 0.0], "np.log of shape (2,) made infinity"),
+        (lambda x: x / (x - x), [[1.0, 2.0]], "np.divide of shape (1, 2) and (1, 2) made infinity"),
+        (lambda x: np.sqrt(x), -1.0, "np.sqrt of shape () made nan"),
+        (lambda x: np.exp(x) * 0, 1000.0, "np.exp of shape () made infinity"),
+        (lambda x: (x - x) / np.linalg.norm(x * 0), [3.0], "np.divide of shape (1,) and () made nan"),
+        (lambda x: x ** np.array([0.5, 2.0]), [-1.0, 1.0], "np.power of shape (2,) and (2,) made nan"),
+        (lambda x: np.concatenate([x, x]).sum() * 1e308, [1.0, 2.0], "np.multiply of shape () made infinity"),
+        (
+            lambda x: (x.astype(np.float32) * np.float32(1e38)).sum(),
+            [3.0, 4.0],
+            "np.multiply of shape (2,) and () made",
+        ),
+        (lambda x: np.sqrt(x).sum().backward(), [0.0, 1.0], "argument 0 of np.sqrt of shape (2,) made infinity"),
+        (lambda x: (x**0.5).backward(), 0.0, "argument 0 of np.power of shape () made infinity"),
+        (lambda x: (x * 1e200 * 1e200).backward(), 1e-300, "argument 0 of np.multiply of shape () made infinity"),
+        (lambda x: (x * 1e308 - x * -1e308).backward(), 0.0, "argument 0 of np.multiply of shape () made infinity"),
+        (lambda x: x.max() * np.arccos(x).sum(), [1.0, 2.0], "np.arccos of shape (2,) made nan"),
+        (lambda x: grad(lambda x: np.sqrt(x))(x), 0.0, "argument 0 of np.sqrt of shape () made infinity"),
+        (lambda x: jit(grad(lambda x: np.sqrt(x)))(x.data), 0.0, "argument 0 of np.sqrt of shape () made infinity"),
+        (lambda x: hessian(lambda x: (x**1.5).sum())(x.data), [0.0], "np.power of shape (1,) and () made infinity"),
+    ],
+)
+def test_detect_anomaly_names_the_first_operation_the_shapes_and_the_line(f, x, what):
+    said = anomaly(f, leaf(x))
+    assert what in said
+    lines, first = inspect.getsourcelines(f)
+    number = int(re.search(rf"see {re.escape(__file__)}, line (\d+): ", said)[1])
+    assert first <= number < first + len(lines)
+    assert said.endswith(linecache.getline(__file__, number).strip())
+
+
+def test_detect_anomaly_names_the_line_of_the_forward_pass_for_a_gradient():
+    def model(x: Any) -> Any:
+        root = np.sqrt(x)
+        return (root * 2).sum()
+
+    def step(x: Any) -> None:
+        model(x).backward()
+
+    assert anomaly(step, leaf([0.0])).endswith("root = np.sqrt(x)")
+
+
+def test_detect_anomaly_around_backward_alone_says_so():
+    out = np.sqrt(leaf(0.0))
+    said = anomaly(out.backward)
+    assert re.search(r"argument 0 of np.sqrt of shape \(\) made infinity .* put the forward pass inside as well", said)
+
+
+def test_detect_anomaly_lets_pass_what_was_infinite_before_and_changes_no_number():
+    def loss(x: Any, mask: Any) -> Any:
+        scores = np.where(mask, x, -np.inf)
+        return np.sum(np.exp(scores - np.max(scores))) * x[0]
+
+    mask, x, y = np.array([True, False, True]), leaf([1.0, 2.0, 3.0]), leaf([1.0, 2.0, 3.0])
+    with detect_anomaly(), np.errstate(all="ignore"):
+        loss(x, mask).backward()
+        (leaf([np.nan, np.inf]) * 2).sum().backward()
+        np.argmax(np.sqrt(leaf([4.0, 1.0]).detach() - 2))  # not recorded
+    loss(y, mask).backward()
+    np.testing.assert_array_equal(x.grad, y.grad)
+
+
+def test_detect_anomaly_is_over_at_its_end_and_of_this_thread_alone():
+    fast = jit(grad(lambda x: np.sqrt(x)))
+    with np.errstate(all="ignore"):
+        with detect_anomaly(), detect_anomaly():
+            pass
+        assert np.log(leaf(0.0)).item() == -np.inf
+        with detect_anomaly():
+            found: list[Any] = []
+
+            def elsewhere() -> None:
+                with np.errstate(all="ignore"):
+                    found.append(np.log(leaf(0.0)).item())
+
+            thread = threading.Thread(target=elsewhere)
+            thread.start()
+            thread.join()
+            assert found == [-np.inf]
+            with no_grad():
+                assert np.log(leaf(0.0)).item() == -np.inf
+                with detect_anomaly():
+                    assert not np.exp(leaf(0.0)).requires_grad
+            assert anomaly(np.log, leaf(0.0))
+            with pytest.raises(FloatingPointError):
+                np.log(leaf(0.0))
+        assert fast(np.float64(0)) == np.inf
+        assert type(np.exp(leaf(0.0))._node) is tinygrad_lite._Node
+    assert tinygrad_lite._traces == []
+    with pytest.raises(TypeError, match="only once under jit"):
+        jit(lambda x: detect_anomaly().__enter__() or x)(1.0)
+
+
+def test_detect_anomaly_holds_no_graph():
+    x = leaf([1.0, 2.0])
+    with detect_anomaly():
+        y = np.exp(x)
+        node = weakref.ref(y.data)
+        gc.disable()
+        try:
+            del y
+            assert node() is None
+        finally:
+            gc.enable()
+
+
+# --- to_dot -----------------------------------------------------------------------------------------------------------
+# What it writes is read by another parser of Graphviz's language.
+
+
+def drawn(*args: Any, unique: bool = False, **options: Any) -> tuple[dict[str, dict[str, str]], set[tuple[str, str]]]:
+    """The nodes with their attributes, and the edges, both by the first line of a node's label."""
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # of pydot's own parser
+        [graph] = pydot.graph_from_dot_data(to_dot(*args, **options))
+    nodes = {n.get_name(): n.get_attributes() for n in graph.get_nodes() if n.get_name() != "node"}
+    for attributes in nodes.values():
+        attributes["label"] = attributes["label"].strip('"').split("\\n")
+    names = {name: attributes["label"][0] + name[1:] * unique for name, attributes in nodes.items()}
+    assert all({e.get_source(), e.get_destination()} <= {*nodes} for e in graph.get_edges())
+    edges = {(names[e.get_source()], names[e.get_destination()]) for e in graph.get_edges()}
+    return {names[name]: attributes for name, attributes in nodes.items()}, edges
+
+
+def test_to_dot_shows_operations_leaves_values_and_gradients():
+    x, y = np.array([1.0, 2.0]), np.array([0.0, 1.0])
+    w, b = leaf(3.0), leaf(-1.0)
+    loss = ((w * x + b - y) ** 2).mean()
+    names = {"w": w, "b": b, "x": x, "y": y}
+    nodes, edges = drawn(loss, names=names)
+    assert {f"{source} -> {target}".replace("np.", "") for source, target in edges} == {
+        *("w -> multiply", "x -> multiply", "multiply -> add", "b -> add", "add -> subtract", "y -> subtract"),
+        *("subtract -> power", "2 -> power", "power -> mean"),
+    }
+    assert nodes["np.multiply"]["label"] == ["np.multiply", "(2,) float64", "[3., 6.]"]
+    assert nodes["w"]["label"] == ["w", "() float64", "3."]
+    assert {name for name, attributes in nodes.items() if "fillcolor" in attributes} == {"w", "b"}
+    assert {name for name, attributes in nodes.items() if attributes.get("shape") == "plain"} == {"x", "y", "2"}
+    loss.backward()
+    nodes, again = drawn(loss, names=names)
+    assert again == edges
+    error = 3 * x - 1 - y
+    assert nodes["np.mean"]["label"][3] == "gradient 1."
+    assert nodes["np.power"]["label"][3] == "gradient [0.5, 0.5]"
+    for name in ("np.subtract", "np.add", "np.multiply"):
+        assert nodes[name]["label"][3] == f"gradient {np.array2string(error, separator=', ')}"
+    assert nodes["w"]["label"][3] == f"gradient {np.array2string((error * x).sum())}"
+    assert nodes["b"]["label"][3] == f"gradient {np.array2string(error.sum())}"
+
+
+def test_to_dot_draws_shared_nodes_once_options_and_no_values_of_large_arrays():
+    x = leaf(np.ones((40, 50)))
+    y = np.tanh(x)
+    nodes, edges = drawn((y * y).sum(axis=0, keepdims=True), {'the "x"\\': x})
+    large = "(40, 50) float64"
+    assert [n["label"][1:] for n in nodes.values()] == [["(1, 50) float64"], [large], [large], [large]]
+    total, product, tanh, name = nodes
+    assert total.startswith("np.sum")
+    assert "axis=0 keepdims=True" in total
+    assert name == r"the \"x\"\\"
+    assert edges == {(name, tanh), (tanh, product), (product, total)}
+
+
+def test_to_dot_of_leaves_constants_scalars_and_lazy_arrays():
+    assert [*drawn(leaf(2.0))[0]] == ["leaf"]
+    assert [*drawn(Tensor([1.0, 2.0]))[0]] == ["constant"]
+    nodes, _ = drawn(Tensor(da.ones(5, chunks=2), requires_grad=True).sum())
+    assert nodes["leaf"]["label"] == ["leaf", "(5,) float64"]
+    assert nodes["np.sum"]["label"] == ["np.sum", "() float64"]
+    x = leaf(np.ones(20_000))
+    total = (x * x).sum()
+    total.backward()
+    assert drawn(total)[0]["np.sum"]["label"] == ["np.sum", "() float64", "20000.", "gradient 1."]
+
+
+def test_to_dot_of_a_large_graph_says_how_many_nodes_are_left_out():
+    t = leaf(1.0)
+    for _ in range(1_999):
+        t = np.sin(t)
+    t.backward()
+    nodes, edges = drawn(t, unique=True)
+    assert (len(nodes), len(edges)) == (501, 500)
+    assert [name for name in nodes if "np.sin" not in name] == ["1,500 more nodesest"]
+
+
+def test_tensor_shows_itself_as_numpy_does():
+    for x in (np.arange(3000.0), np.ones((2000, 2)), np.array(2.5), np.array([1.0, 2.0]), np.arange(4).reshape(2, 2)):
+        shown = repr(x).replace("\n      ", "\n       ")  # Tensor is one letter longer than array
+        assert repr(Tensor(x)) == re.sub(r",\s+shape=.*\)", ")", shown).replace("array", "Tensor")
+    assert "..." in repr(Tensor(np.arange(3000.0)))
+
+
 # --- Bad input to the engine ------------------------------------------------------------------------------------------
 
 BAD_RULES = [defvjp(lambda x: x * 2, lambda g, out, x: np.ones(3)), defvjp(lambda x: x * 2, lambda g, out, x: None)]
@@ -4947,6 +5168,12 @@ def test_linear_on_a_cluster_comes_to_the_numbers_of_one_machine(capsys, cluster
         agree(on_cluster, linear(capsys, *options))
 
 
+def test_linear_takes_several_files_by_name_as_a_shell_gives_them(capsys, parts):
+    options = "--batch-size", 4_000, "--epochs", 2
+    names = sorted(map(str, Path(parts).parent.glob("part-*.csv")))
+    agree(linear(capsys, "--data", *names, *options), linear(capsys, "--data", parts, *options))
+
+
 def test_linear_on_a_cluster_takes_a_16th_of_the_rows_in_a_step_and_1000_at_least(capsys, cluster):
     for rows, steps in ((500, 2), (17_000, 32)):
         report = linear(capsys, "--rows", rows, "--epochs", 2, "--dask", cluster.scheduler_address)
@@ -5066,6 +5293,8 @@ def test_linear_without_a_scheduler_or_without_dask_says_so(capsys, monkeypatch)
         "--dask --save-data x.csv",
         "--dask-memory-limit 1GB",
         "--dask --dask-memory-limit much",
+        "--dask --dask-memory-limit 1.2.3GB",
+        "--dask --dask-memory-limit 199MB",  # with which the workers would not even start
     ],
 )
 def test_linear_bad_options_for_a_cluster(capsys, options):
@@ -5696,3 +5925,82 @@ def test_kagglehub_that_cannot_be_imported_is_a_reason_like_any_other(no_kaggleh
 
 def test_limit_for_kaggle_is_15_seconds():
     assert train_gender.KAGGLE_SECONDS == 15
+
+
+# --- --plot -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pictures(monkeypatch):
+    """The plots that were saved."""
+    saved, save = [], train_linear.Plot.save
+    monkeypatch.setattr(train_linear.Plot, "save", lambda plot, losses: [save(plot, losses), saved.append(plot)])
+    return saved
+
+
+def curves(axes: Any) -> dict[str, tuple[list[float], list[float]]]:
+    return {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.get_lines()}
+
+
+def is_picture(path: Path) -> bool:
+    pixels = matplotlib.image.imread(path)
+    return pixels.shape[0] > 300 and pixels.shape[1] > 800 and len(np.unique(pixels)) > 10
+
+
+@pytest.mark.parametrize("rows", [40, 5_000])
+def test_linear_plot_shows_the_loss_of_every_epoch_and_the_line_over_the_data(capsys, tmp_path, pictures, rows):
+    report = linear(capsys, "--rows", rows, "--epochs", 7, "--lr", 0.01, "--plot", tmp_path / "line.png")
+    assert is_picture(tmp_path / "line.png")
+    [plot] = pictures
+    [(epochs, losses)] = curves(plot.loss).values()
+    assert (epochs, len(losses), losses[-1]) == ([*range(8)], 8, report["loss"])
+    assert losses[0] == pytest.approx(np.mean((np.arange(rows) - 1) ** 2) / rows**2)
+    assert plot.loss.get_yscale() == "log"
+    data, line = curves(plot.fit).items()
+    assert data[0] == f"{min(rows, 1000):,} of {rows:,} rows"
+    assert np.array_equal(np.subtract(*data[1]), np.ones(min(rows, 1000)))
+    assert line[0].startswith("y = ")
+    assert line[1][1] == pytest.approx([report["slope"] * x + report["intercept"] for x in line[1][0]])
+    assert all(axes.get_xlabel() and axes.get_ylabel() and axes.get_legend() for axes in (plot.loss, plot.fit))
+
+
+def test_linear_plot_of_rows_on_a_cluster(capsys, tmp_path, cluster, pictures, parts):
+    linear(capsys, "--data", parts, "--epochs", 1, "--dask", cluster.scheduler_address, "--plot", tmp_path / "line.svg")
+    assert (tmp_path / "line.svg").read_text().startswith("<?xml")
+    [plot] = pictures
+    assert "of 17,504 rows" in next(iter(curves(plot.fit)))
+
+
+def test_gender_plot_shows_both_losses_and_all_incomes_beside_the_diagonal(gender, gender_csv, tmp_path, pictures):
+    options = "--csv", gender_csv, "--epochs", 30, "--json", "--plot", tmp_path / "income.png"
+    status, out, err = gender(*options)
+    assert (status, err) == (0, "")
+    assert is_picture(tmp_path / "income.png")
+    [plot], report = pictures, strict_json(out)
+    for name, (epochs, losses) in curves(plot.loss).items():
+        part = name.split()[0].replace("training", "train")
+        assert (epochs, losses[-1]) == ([*range(31)], pytest.approx(report["model"][part]["mse"]))
+    assert plot.loss.get_yscale() == "log"
+    points = {c.get_label(): np.array(c.get_offsets()) for c in plot.fit.collections}
+    assert {name: len(p) for name, p in points.items()} == {"training part": 105, "test part": 26}
+    incomes = np.sort(np.concatenate([*points.values()])[:, 0])
+    np.testing.assert_allclose(incomes, np.sort(read_people(gender_csv)["Income (USD)"]) / 1000)
+    error = np.abs(np.subtract(*points["test part"].T)).mean() * 1000
+    assert error == pytest.approx(report["model"]["test"]["mae_usd"])
+    assert any("predicted = true" in str(line.get_label()) for line in plot.fit.get_lines())
+
+
+def test_plot_that_cannot_be_made_is_one_sentence(capsys, tmp_path, monkeypatch):
+    for main, short in ((train_linear.main, ["--rows", "9"]), (train_gender.main, ["--source", "sample"])):
+        for path, message in (
+            (tmp_path / "no" / "x.png", "cannot be written: No such file"),
+            ("x.what", "x.what cannot"),
+        ):
+            options = [*short, "--epochs", "1", "--json", "--plot", str(path)]
+            assert main(options) == 2
+            assert re.fullmatch(f"error: .*{message}.*\n", capsys.readouterr().err)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    for main in (train_linear.main, train_gender.main):
+        monkeypatch.setattr(sys, "argv", ["/some/where/train.py"])
+        message = r"--plot needs matplotlib: uv run --with matplotlib train\.py --plot x\.png"
+        fails_with_one_sentence(capsys, main, ["--plot", "x.png"], message)

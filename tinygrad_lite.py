@@ -46,8 +46,8 @@ from typing import Any
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_tuple
 
-__all__ = ["SGD", "Tensor", "defvjp", "grad", "gradcheck", "hessian", "jacobian", "jit", "jvp"]
-__all__ += ["no_grad", "relu", "sigmoid", "value_and_grad"]
+__all__ = ["SGD", "Tensor", "defvjp", "detect_anomaly", "grad", "gradcheck", "hessian", "jacobian", "jit", "jvp"]
+__all__ += ["no_grad", "relu", "sigmoid", "to_dot", "value_and_grad"]
 __version__ = "0.1.0"
 
 
@@ -87,7 +87,7 @@ class _Leaf:
     """The node of a Tensor that was not computed: where its gradient comes together."""
 
     __slots__ = ("grad", "order")
-    row, parents = None, ()
+    row, parents, values, options = None, (), (), None
 
     def __init__(self):
         self.order, self.grad = _next_order(), None
@@ -196,12 +196,13 @@ _table: dict[Callable, _Row] = {}
 
 
 class _Thread(threading.local):
-    recording = True
+    recorder: type[_Node] = _Node  # what a recorded operation leaves behind
+    recording: type[_Node] | None = _Node  # the same, or None where nothing is recorded
     trace: _Trace | None = None  # of a function under jit
 
 
 _thread = _Thread()
-_traces: list[_Trace] = []  # of all threads
+_traces: list[_Trace | None] = []  # of all threads, and None for each detect_anomaly
 
 
 def _read(x, arrays=False):
@@ -214,7 +215,7 @@ def _read(x, arrays=False):
 
 @contextlib.contextmanager
 def _recording(on: bool) -> Iterator[None]:
-    before, _thread.recording = _thread.recording, on
+    before, _thread.recording = _thread.recording, _thread.recorder if on else None
     try:
         yield
     finally:
@@ -427,7 +428,8 @@ def _record(row, nodes, values, out, options):
             raise TypeError(f"{_name(row.function)} gave a {type(out).__name__}: it must make one array out of arrays")
         if out.dtype.kind != "f":
             return _wrap(_as_value(out), None)
-    return _wrap(out, _Node(row, nodes, values, out, options) if _thread.recording and any(nodes) else None)
+    recorder = _thread.recording
+    return _wrap(out, recorder(row, nodes, values, out, options) if recorder and any(nodes) else None)
 
 
 def _operator(function, compute) -> tuple[Callable[[Any, Any], Tensor], Callable[[Any, Any], Tensor]]:
@@ -457,13 +459,14 @@ def _operator(function, compute) -> tuple[Callable[[Any, Any], Tensor], Callable
             raise
         if weak and out.__class__ is _float64:
             out = float(out)
-        if (of_x is of_y is None) or not _thread.recording:
+        recorder = _thread.recording
+        if (of_x is of_y is None) or not recorder:
             return _wrap(out, None)
         if row.arity != 2:
             if not row.vjps:
                 return _wrap(out, None)
             row.refuse((of_x, of_y))
-        return _wrap(out, _Node(row, (of_x, of_y), (x, y), out))
+        return _wrap(out, recorder(row, (of_x, of_y), (x, y), out))
 
     return forward, lambda y, x: forward(x, y)
 
@@ -1223,6 +1226,7 @@ def _backward(gradients, create_graph, stop=1):
     for node in gradients:
         if node.row is not None:  # a leaf keeps its gradient
             heappush(heap, (node.order, node))
+    watching = _thread.recorder is not _Node
     trace = _thread.trace if _traces else None
     if trace:
         of, before = next((node.out for node in gradients if node.row), None), trace.step
@@ -1251,6 +1255,8 @@ def _backward(gradients, create_graph, stop=1):
                 gradients[parent] = part
                 if parent.row is not None:
                     heappush(heap, (parent.order, parent))
+            if watching:
+                _watch_gradient(node, i, g, gradients[parent])
             if trace:
                 trace.slopes[trace.lines_of(of, x)][parent.order] = trace.lines_of(gradients[parent])[0]
     if trace:
@@ -1311,7 +1317,7 @@ class _Call:
     """
 
     def __init__(self, f, argnums, args, options):
-        self.recording, given = _thread.recording, list(args)
+        self.recording, given = bool(_thread.recording), list(args)
         self.nodes: list[_Node] = []
         argnums, self.single = (argnums, False) if isinstance(argnums, (tuple, list, range)) else ((argnums,), True)
         places = [range(len(args))[i] for i in argnums if -len(args) <= i < len(args)]
@@ -1323,6 +1329,12 @@ class _Call:
         self.is_open = any(node.parents[0] for node in self.nodes)
         with _recording(True):
             self.out = _map(_as_tensor, f(*given, **options))
+        results, own = _leaves(self.out), any(_is_foreign(node.out) for node in self.nodes)
+        lost = not own and any(_is_foreign(t._value) for t in results) and not any(t._node for t in results)
+        what = (
+            "no gradient can be followed into an array of another library: call np.dot(X, w), np.mean(x) and the like"
+        )
+        _check(not lost, f"{what} instead of that library's own functions and methods", TypeError)
         if _thread.trace:
             _thread.trace.name(self.out, getattr(f, "__name__", "f").replace("<lambda>", "f"))
 
@@ -1689,6 +1701,8 @@ class _Trace:
 
     def call(self, function, args, options):
         """Note a call; what it gives."""
+        what = "jit() generates code for NumPy's arrays: leave it out where there are arrays of another library"
+        _check(not any(map(_is_foreign, _leaves((args, options)))), what, _UntraceableError)
         _check_followed(function, args, options)
         examples, named = _map(lambda x: x.example if isinstance(x, _Traced) else x, (args, options))
         out = function(*examples, **named)
@@ -2119,7 +2133,7 @@ def jit(f: Callable) -> Any:
     int, bool, string or None. Tensors from outside f are read at each call, so that steps of an optimizer are seen;
     which ones is fixed, as are arrays from outside and all that NumPy makes of such alone, random numbers too. No
     gradient flows through the result to Tensors from outside. Called with Tensors that require gradients, with arrays
-    of another library, or within another such function, f itself runs.
+    of another library, within another such function or ``detect_anomaly``, f itself runs.
 
     Raises
     ------
@@ -2168,7 +2182,7 @@ def jit(f: Callable) -> Any:
         leaves = _leaves((args, options))
         if _thread.trace or (_thread.recording and any(isinstance(x, Tensor) and x._node for x in leaves)):
             return f(*args, **options)
-        if not any(_is_foreign(_unwrapped(x)) for x in leaves):
+        if _thread.recorder is _Node and not any(_is_foreign(_unwrapped(x)) for x in leaves):
             entry, *found = find(args, options)
             out = entry.run(*found)
             if out is not NotImplemented:
@@ -2252,7 +2266,7 @@ class SGD:
 
 
 # --- Tools ------------------------------------------------------------------------------------------------------------
-# What checks a derivative against something that knows nothing of this file.
+# What looks at a computation from outside: whether its derivatives are right, where it went wrong, what it is made of.
 
 
 def gradcheck(f: Callable, *args: Any, eps: float = 1e-6, atol: float = 1e-5, rtol: float = 1e-3) -> bool:
@@ -2293,3 +2307,159 @@ def gradcheck(f: Callable, *args: Any, eps: float = 1e-6, atol: float = 1e-5, rt
             if not math.isclose(found, difference, rel_tol=rtol, abs_tol=atol):
                 raise AssertionError(f"argument {i}, entry {entry}: backward {found}, central differences {difference}")
     return True
+
+
+def _is_finite(*trees):
+    """Whether no number in NumPy's arrays of floats is nan or infinite; other things are not looked at."""
+    values = [_unwrapped(x) for x in _leaves(trees)]
+    return all(np.isfinite(x).all() for x in values if isinstance(x, (float, np.floating, np.ndarray)))
+
+
+def _user_line():
+    """The newest line of the program that runs which is not of this file or of NumPy, as text."""
+    frame, ours = sys._getframe(), (_user_line.__code__.co_filename, *np.__path__)
+    while frame.f_back and frame.f_code.co_filename.startswith(ours):
+        frame = frame.f_back
+    file, number = frame.f_code.co_filename, frame.f_lineno
+    return f"{file}, line {number}: {linecache.getline(file, number).strip()}".rstrip(": ")
+
+
+def _anomaly(what, found, row, values, line):
+    shapes = " and ".join([str(x.shape) for x in values if hasattr(x, "shape")])
+    kind = "nan" if np.isnan(_unwrapped(found)).any() else "infinity"
+    raise FloatingPointError(f"{what}{_name(row.function)} of shape {shapes} made {kind} of finite numbers: see {line}")
+
+
+class _WatchedNode(_Node):
+    """A node that knows where in the user's program it was made, and that its operation made no nan and no infinity."""
+
+    __slots__ = ("line",)
+
+    def __init__(self, row, parents, values, out, options=None):
+        self.line = _user_line()
+        if not _is_finite(out) and _is_finite(values):
+            _anomaly("", out, row, values, self.line)
+        super().__init__(row, parents, values, out, options)
+
+
+def _watch_gradient(node, i, g, gradient):
+    """Look at what came to a parent of a node, under ``detect_anomaly``."""
+    if not _is_finite(gradient) and _is_finite(g, node.values):
+        line = getattr(node, "line", "a line outside detect_anomaly(): put the forward pass inside as well")
+        _anomaly(f"the gradient with respect to argument {i} of ", gradient, node.row, node.values, line)
+
+
+@contextlib.contextmanager
+def detect_anomaly() -> Iterator[None]:
+    """Raise where a recorded operation, or ``backward``, first makes nan or infinity: a context manager; per thread.
+
+    It looks at the results of operations on Tensors that require gradients, and at the gradients, which takes time that
+    nothing takes without it. A function under ``jit`` runs as it was written.
+
+    Raises
+    ------
+    FloatingPointError : where finite numbers gave one that is not. It names the operation, the shapes, and the line of
+        the program that called it, for a gradient too. What was nan or infinite before is handed on without a word.
+
+    >>> w = Tensor([1.0, 0.0], requires_grad=True)
+    >>> with detect_anomaly():
+    ...     np.sqrt(w).sum().backward()
+    Traceback (most recent call last):
+        ...
+    FloatingPointError: the gradient with respect to argument 0 of np.sqrt of shape (2,) made infinity of finite ...
+    """
+    _check_untraced("what detect_anomaly() looks at")
+    before = _thread.recorder, _thread.recording
+    _thread.recorder = _WatchedNode
+    _traces.append(None)  # so that functions under jit look whether they may run what they generated
+    try:
+        with _recording(bool(_thread.recording)):
+            yield
+    finally:
+        _traces.remove(None)
+        _thread.recorder, _thread.recording = before
+
+
+class _Everything(dict):
+    """Gradients of which ``_backward`` shall drop none."""
+
+    pop = dict.__getitem__  # type: ignore[assignment]
+
+
+def to_dot(t: Tensor, names: dict[str, Any] | None = None) -> str:
+    """The graph behind a Tensor as text for Graphviz, for ``dot -Tsvg`` or ``graphviz.Source(text)`` in a notebook.
+
+    Parameters
+    ----------
+    t : the result. Its operations are boxes with their shapes and dtypes, and values where these are few; leaves stand
+        out, and constants are without a frame.
+    names : what to call leaves and constant arrays, ``{"w": w, "x": x}``.
+
+    Notes
+    -----
+    After ``t.backward()`` leaves show their ``.grad`` and, if t is one number, operations its gradient with respect to
+    them. Of a graph of more than 500 nodes the newest are shown, and one more that says how many are left out.
+
+    >>> w = Tensor(3.0, requires_grad=True)
+    >>> print(to_dot(w * 2, names={"w": w}))
+    digraph {
+      node [shape=box, fontname=monospace]
+      n0 [label="np.multiply\\n() float64\\n6."]
+      n1 -> n0
+      c0 [label="2", shape=plain]
+      c0 -> n0
+      n1 [label="w\\n() float64\\n3.", style=filled, fillcolor=lightblue]
+    }
+    """
+    root = t._node or _Leaf()
+    values, stack = {root: t._value}, [root]
+    while stack:
+        node = stack.pop()
+        found = {
+            parent: x for parent, x in zip(node.parents, node.values, strict=False) if parent and parent not in values
+        }
+        values |= found
+        stack += found
+    shown = {node: f"n{i}" for i, node in enumerate(sorted(values, key=op.attrgetter("order"))[:500])}
+    called = {id(x._node if isinstance(x, Tensor) and x._node else _unwrapped(x)): n for n, x in (names or {}).items()}
+    gradients = _Everything()
+    if root.row and t.size == 1 and any(node.grad is not None for node in values if not node.row):
+        gradients[root] = _one(_as_array(t._value))
+        _backward(gradients, False)
+
+    def kind(x):
+        return f"{x.shape} {x.dtype}" if hasattr(x, "shape") else ""
+
+    def number(x):
+        if isinstance(x, (np.ndarray, np.generic)):
+            return np.array2string(np.asarray(x), precision=4, separator=", ") if x.size <= 12 else ""
+        return "" if hasattr(x, "shape") else repr(x)
+
+    def line(name, style, *label):
+        text = "\n".join([part for part in label if part])
+        for plain, escaped in (("\\", r"\\"), ('"', r"\""), ("\n", r"\n")):
+            text = text.replace(plain, escaped)
+        return f'  {name} [label="{text}"{style}]'
+
+    lines = ["digraph {", "  node [shape=box, fontname=monospace]"]
+    constants: dict[int, str] = {}
+    for node, name in shown.items():
+        x = _as_array(values[node])
+        if node.row:
+            g, what, style = gradients.get(node), _name(node.row.function), ""
+            what += "".join([f" {option}={value!r}" for option, value in (node.options or {}).items()])
+        else:
+            g, style = _unwrapped(node.grad), ", style=filled, fillcolor=lightblue"
+            what = called.get(id(node), "leaf" if t.requires_grad else "constant")
+        g = np.broadcast_to(g, x.shape) if isinstance(g, (np.ndarray, np.generic)) else g
+        lines.append(line(name, style, what, kind(x), number(x), f"gradient {number(g)}" * (g is not None)))
+        for parent, x in zip(node.parents, node.values, strict=False):
+            if parent is None:
+                key = id(x) if hasattr(x, "shape") else len(constants)
+                if key not in constants:
+                    constants[key] = f"c{len(constants)}"
+                    lines.append(line(constants[key], ", shape=plain", called.get(id(x), ""), kind(x), number(x)))
+            lines.append(f"  {shown.get(parent, 'rest') if parent else constants[key]} -> {name}")
+    if len(values) > len(shown):
+        lines.append(line("rest", ", shape=plain", f"{len(values) - len(shown):,} more nodes"))
+    return "\n".join([*lines, "}"])

@@ -31,9 +31,12 @@ from tqdm import tqdm
 
 from tinygrad_lite import SGD, Tensor, grad, jit, no_grad
 from train_linear import (
+    BLUE,
+    ORANGE,
     Array,
     InputError,
     Parser,
+    Plot,
     as_numbers,
     check_rows,
     count,
@@ -277,6 +280,7 @@ def print_report(report: dict[str, Any], test: pd.DataFrame) -> None:
 
 def job(argv: Sequence[str] | None) -> int:
     args = parse_options(argv)
+    plot = Plot(args.plot) if args.plot else None
     source, table = load_table(args.source, args.csv)
     rng = np.random.default_rng(args.seed)
     rows = split_table(table, args.test_fraction, rng)
@@ -290,9 +294,12 @@ def job(argv: Sequence[str] | None) -> int:
     layers = make_layers([len(FEATURES), args.hidden, 1] if args.hidden else [len(FEATURES), 1], rng)
     states = train(layers, parts, args, rng)
     state = first = next(states)
+    curves: dict[str, list[float]] = {"training part": [], "test part": []}
     try:
         for state in progress(itertools.chain([first], states), args.epochs + 1, "epoch"):
             epoch, losses, _ = state
+            for curve, loss in zip(curves.values(), losses.values(), strict=True):
+                curve.append(loss)
             if not args.json and (epoch % max(1, args.epochs // 10) == 0 or epoch == args.epochs):
                 tqdm.write("epoch {:5}: training loss {train:.6g}, test loss {test:.6g}".format(epoch, **losses))
     except KeyboardInterrupt:
@@ -307,6 +314,13 @@ def job(argv: Sequence[str] | None) -> int:
         print(json.dumps(report, indent=2))
     else:
         print_report(report, rows["test"].assign(Predicted=low + (high - low) * predicted["test"]))
+    if plot:
+        for (part, (_, y)), name, style in zip(parts.items(), curves, ((BLUE, "o"), (ORANGE, "x")), strict=True):
+            truth, guess = ((low + (high - low) * scaled.ravel()) / 1000 for scaled in (y, predicted[part]))
+            plot.fit.scatter(truth, guess, color=style[0], marker=style[1], alpha=0.8, label=name)
+        plot.fit.axline((0, 0), slope=1, color="grey", zorder=0, label="predicted = true")
+        plot.fit.set(xlabel="true income (1,000 USD)", ylabel="predicted income (1,000 USD)", title="Income")
+        plot.save(curves)
     return 130 if interrupted else 0
 
 
@@ -337,6 +351,7 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.add_argument(flag, type=kind, default=default, metavar="N", help=f"{meaning} (default: {default})")
     parser.add_argument("--eager", action="store_true", help="gradients from backward() instead of code from jit")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the report")
+    parser.add_argument("--plot", metavar="FILE.png", help="draw losses, and predicted against true incomes")
     return parser.parse_args(argv)
 
 

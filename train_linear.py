@@ -29,7 +29,6 @@ import json
 import logging
 import math
 import os
-import re
 import signal
 import sys
 import time
@@ -50,6 +49,8 @@ Compute = Callable[..., tuple[Any, ...]]
 FEWEST_ROWS = 5
 LARGE_BATCH = 1_000  # rows from which on a batch is a range of neighbours
 CHUNK = 2_000_000  # rows that a worker makes at a time: 16 MB for each array
+BLUE, ORANGE = "#0072b2", "#d55e00"  # which the colour-blind can tell apart
+FEWEST_BYTES = 200_000_000  # for a worker, of which Python with NumPy, pandas and Dask takes 150,000,000
 DASK_SECONDS = 4.0  # to reach a scheduler, and again until it has a worker
 
 
@@ -112,6 +113,35 @@ def run(job: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None) 
 def progress(steps: Iterable[Any], total: int, unit: str) -> tqdm:
     """The steps, with a bar on standard error when that is a terminal and they take longer than a second."""
     return tqdm(steps, total=total, unit=f" {unit}s", delay=1, leave=False, disable=None)
+
+
+class Plot:
+    """The picture of --plot: the loss after each epoch on the left, ``fit`` on the right to draw on.
+
+    Made before the training, so that it shows at once if matplotlib is not there.
+    """
+
+    def __init__(self, path: str):
+        try:
+            from matplotlib.figure import Figure
+        except ImportError:
+            script = Path(sys.argv[0]).name
+            raise InputError(f"--plot needs matplotlib: uv run --with matplotlib {script} --plot {path}") from None
+        self.path, self.figure = path, Figure(figsize=(11, 4.5), layout="constrained")
+        self.loss, self.fit = self.figure.subplots(1, 2)
+        self.loss.set(yscale="log", xlabel="epoch", ylabel="mean squared error of scaled data", title="Loss")
+
+    def save(self, losses: dict[str, list[float]]) -> None:
+        """Draw curves with these names, and write the file."""
+        for (name, values), colour in zip(losses.items(), (BLUE, ORANGE), strict=False):
+            self.loss.plot(values, color=colour, linewidth=1, marker="." if len(values) < 100 else "", label=name)
+        for axes in (self.loss, self.fit):
+            axes.legend()
+            axes.grid(alpha=0.3)
+        try:
+            self.figure.savefig(self.path, dpi=120)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self.path} cannot be written: {getattr(error, 'strerror', None) or error}") from None
 
 
 def parse_table(text: str, name: str, columns: Sequence[str]) -> pd.DataFrame:
@@ -188,6 +218,14 @@ def cluster(options: argparse.Namespace) -> Iterator[Compute]:
         uv = "uv run --with 'dask[array,distributed]' train_linear.py --dask"
         raise InputError(f"--dask needs Dask: pip install 'tinygrad-lite[dask]', or {uv}") from None
 
+    memory: Any = "auto"
+    if options.dask_memory_limit:
+        with contextlib.suppress(ValueError):
+            memory = dask.utils.parse_bytes(options.dask_memory_limit)
+        if memory == "auto" or memory < FEWEST_BYTES:
+            least = f"a size such as 2GB, {FEWEST_BYTES // 10**6}MB or more"
+            raise InputError(f"--dask-memory-limit must be {least}, not {options.dask_memory_limit!r}")
+
     def start(**settings: Any) -> Any:  # with Ctrl-C ignored, which the workers inherit: it is for this process alone
         ctrl_c = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
@@ -203,7 +241,6 @@ def cluster(options: argparse.Namespace) -> Iterator[Compute]:
         stack.callback(logging.disable, logging.NOTSET)
         try:
             if options.dask == "local":
-                memory = options.dask_memory_limit or "auto"
                 client = start(memory_limit=memory, dashboard_address=":0", silence_logs=logging.CRITICAL)
             else:
                 asyncio.run(probe())
@@ -240,7 +277,7 @@ def read_here(paths: Sequence[str]) -> Array:
 
 
 def read_on_workers(paths: Sequence[str]) -> Any:
-    """The same as a dask.array: each file is a chunk, which stays on the worker that read it."""
+    """The same as two dask.arrays: each file is a chunk of them, which stays on the worker that read it."""
     import dask
     import dask.array as da
     import distributed
@@ -251,7 +288,7 @@ def read_on_workers(paths: Sequence[str]) -> Any:
         future.result()  # raises the error of a broken file as soon as it is met
     sizes = dask.compute(*sizes)
     chunks = [da.from_delayed(file, (2, n), float) for file, n in zip(files, sizes, strict=True) if n]
-    return da.concatenate(chunks or [np.empty((2, 0))], axis=1)
+    return dask.persist(*da.concatenate(chunks or [np.empty((2, 0))], axis=1))
 
 
 def load(options: argparse.Namespace, compute: Compute) -> tuple[Any, Any, float, float]:
@@ -268,12 +305,13 @@ def load(options: argparse.Namespace, compute: Compute) -> tuple[Any, Any, float
     if options.rows:
         raise InputError("--data reads the rows that --rows would make: give one of the two")
     # A name that stands for no file is read as it is, which says why that cannot be done.
-    paths = [options.data] if os.path.exists(options.data) else sorted(glob.glob(options.data)) or [options.data]
-    x, y = (read_on_workers if options.dask else read_here)(paths)
-    check_rows(len(x), options.data)
+    found = [[name] if os.path.exists(name) else sorted(glob.glob(name)) or [name] for name in options.data]
+    name = ", ".join(options.data)
+    x, y = (read_on_workers if options.dask else read_here)([*itertools.chain(*found)])
+    check_rows(len(x), name)
     low, high, x_unit, y_unit = compute(x.min(), x.max(), abs(x).max(), abs(y).max())
     if low == high:
-        raise InputError(f"{options.data}: 'x' is {low:g} in every row, which leaves the slope open: it must vary")
+        raise InputError(f"{name}: 'x' is {low:g} in every row, which leaves the slope open: it must vary")
     return x, y, x_unit, y_unit or 1.0
 
 
@@ -367,9 +405,7 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     rows = number(int, f"an integer from {FEWEST_ROWS} to 1000000000", FEWEST_ROWS, 10**9)
     parser = Parser(description="Fit y = w * x + b by stochastic gradient descent, one example at a time.")
     parser.add_argument("--rows", type=rows, help="rows to make, y = x - 1 (default 100000)")
-    parser.add_argument(
-        "--data", metavar="FILE.csv", help="train on CSV files with the columns x,y instead (part-*.csv: several)"
-    )
+    parser.add_argument("--data", metavar="FILE.csv", nargs="+", help="train on files with the columns x,y instead")
     parser.add_argument("--save-data", metavar="FILE.csv", help="write the data as x,y and go on")
     parser.add_argument("--epochs", type=count_or_none, default=50, help="passes over the data (default 50)")
     parser.add_argument(
@@ -389,13 +425,12 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--dask-memory-limit", metavar="SIZE", help="of each new Dask worker, such as 2GB")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
+    parser.add_argument("--plot", metavar="FILE.png", help="draw the loss and the line")
     options = parser.parse_args(argv)
     if options.dask and options.save_data:
         parser.error("--save-data writes rows of this machine: leave out --dask")
     if options.dask_memory_limit and options.dask != "local":
         parser.error("--dask-memory-limit is for the workers that --dask without an address starts")
-    if options.dask_memory_limit and not re.fullmatch(r"[1-9]\d*(\.\d+)? ?[kMGT]i?B", options.dask_memory_limit):
-        parser.error(f"--dask-memory-limit must be a size such as 2GB, not {options.dask_memory_limit!r}")
     if options.dask and options.batch_size and options.batch_size < LARGE_BATCH:
         parser.error(f"--dask takes ranges of rows: --batch-size must be {LARGE_BATCH} or more")
     return options
@@ -408,6 +443,7 @@ def job(argv: Sequence[str] | None) -> int:
 
 
 def fit(options: argparse.Namespace, compute: Compute) -> int:
+    plot = Plot(options.plot) if options.plot else None
     x, y, x_unit, y_unit = load(options, compute)
     if options.save_data:
         try:
@@ -420,9 +456,11 @@ def fit(options: argparse.Namespace, compute: Compute) -> int:
     lr = options.lr or (0.4 if size >= LARGE_BATCH else 0.1)
     states = train(x / x_unit, y / y_unit, options.epochs, size, lr, options.seed, options.eager, compute)
     state = next(states)
+    losses = [state[1]]
     try:
         for state in states:
             epoch, loss, w, b, _, speed = state
+            losses.append(loss)
             if not options.json:
                 tqdm.write(f"epoch {epoch:3d}  loss {loss:.3e}  w {w:.6f}  b {b:.8f}  {speed:,.0f} steps/s")
     except KeyboardInterrupt:
@@ -431,14 +469,22 @@ def fit(options: argparse.Namespace, compute: Compute) -> int:
     epoch, loss, w, b, steps, _ = state
     slope, intercept = w * y_unit / x_unit, b * y_unit
     seconds, engine = time.perf_counter() - start, "eager" if options.eager else "dask" if options.dask else "jit"
+    line = f"y = {slope:#.7g} x {'-' if intercept < 0 else '+'} {abs(intercept):#.7g}"
     if options.json:
         report = {"slope": slope, "intercept": intercept, "loss": loss, "rows": len(x), "epochs": epoch, "steps": steps}
         print(json.dumps(report | {"engine": engine, "seconds": seconds, "interrupted": interrupted}))
     else:
         if interrupted:
             print(f"interrupted in epoch {epoch}: this is the line so far")
-        print(f"{steps:,} steps in {seconds:.2f} s, engine {engine}")
-        print(f"y = {slope:#.7g} x {'-' if intercept < 0 else '+'} {abs(intercept):#.7g}")
+        print(f"{steps:,} steps in {seconds:.2f} s, engine {engine}\n{line}")
+    if plot:
+        every = math.ceil(len(x) / 1_000)
+        some_x, some_y = compute(x[::every], y[::every])
+        ends = np.array([some_x.min(), some_x.max()])
+        plot.fit.plot(some_x, some_y, ".", color=BLUE, label=f"{len(some_x):,} of {len(x):,} rows")
+        plot.fit.plot(ends, slope * ends + intercept, color=ORANGE, label=line)
+        plot.fit.set(xlabel="x", ylabel="y", title="Data and fitted line")
+        plot.save({"all rows": losses})
     return 130 if interrupted else 0
 
 
