@@ -5025,6 +5025,21 @@ def test_linear_shows_how_far_it_is_on_a_terminal_only():
     assert [line.split()[0] for line in out.splitlines()] == ["epoch"] * 4 + ["4,000,000", "y"]
 
 
+@pytest.mark.parametrize(
+    "script", ["train_linear.py --rows 9 --epochs 3", "train_gender.py --source sample --epochs 9"]
+)
+def test_scripts_show_no_bar_in_a_short_run(script):
+    _, shown = on_a_terminal(HERE / script.split()[0], *script.split()[1:])
+    assert shown.strip(" \r") == ""
+
+
+def test_linear_runs_without_standard_error_and_with_epochs_beyond_counting():
+    command = f"exec {sys.executable} {HERE / 'train_linear.py'} --rows 99 --epochs 1 2>&-"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.splitlines()[-1][:4]) == (0, "y = ")
+    assert train_linear.progress([], 10**400, "step").total == sys.maxsize
+
+
 def test_linear_ctrl_c_from_the_keyboard():
     command = [sys.executable, str(HERE / "train_linear.py"), "--rows", "3000"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -5168,6 +5183,33 @@ def test_linear_on_a_cluster_comes_to_the_numbers_of_one_machine(capsys, cluster
         agree(on_cluster, linear(capsys, *options))
 
 
+def test_linear_reads_what_pandas_alone_would_let_pass_as_strictly_as_before(capsys, tmp_path):
+    good = "".join(f"{i},{2 * i},\n" for i in range(9))
+    for text, message in (
+        ("x,y\n" + good.replace(",\n", "\n") + '"1"2,3\n', "not a CSV file: ',' expected after '\"' in line 11"),
+        ("x,y,\n" + good + "1,3,5\n", "line 11 has more values than the header has names"),
+        ("x,y\n" + good.replace(",\n", "\n") + "1,3,5\n", "line 11 has more values than the header has names"),
+    ):
+        (tmp_path / "bad.csv").write_text(text)
+        fails_with_one_sentence(capsys, train_linear.main, ["--data", str(tmp_path / "bad.csv")], message)
+    (tmp_path / "good.csv").write_text("x , y,\n" + good)
+    with open(tmp_path / "good.csv") as pipe:
+        descriptor = f"/dev/fd/{pipe.fileno()}"
+        assert linear(capsys, "--data", descriptor, "--epochs", 1)["rows"] == 9
+
+
+def test_linear_puts_small_files_together_on_a_cluster(capsys, tmp_path, cluster, monkeypatch):
+    for i in range(40):
+        (tmp_path / f"part-{i:02}.csv").write_text("x,y\n" + "".join(f"{i + j / 50},{j}\n" for j in range(50)))
+    seen, train = [], train_linear.train
+    monkeypatch.setattr(train_linear, "train", lambda x, *rest: [seen.append(x.chunks), train(x, *rest)][1])
+    options = "--data", tmp_path / "part-*.csv", "--batch-size", 1_000, "--epochs", 2
+    on_cluster = linear(capsys, *options, "--dask", cluster.scheduler_address)
+    assert seen == [((2_000,),)]
+    monkeypatch.setattr(train_linear, "train", train)
+    agree(on_cluster, linear(capsys, *options))
+
+
 def test_linear_takes_several_files_by_name_as_a_shell_gives_them(capsys, parts):
     options = "--batch-size", 4_000, "--epochs", 2
     names = sorted(map(str, Path(parts).parent.glob("part-*.csv")))
@@ -5275,12 +5317,29 @@ def test_linear_names_the_file_and_the_line_that_a_worker_could_not_read(capsys,
 def test_linear_without_a_scheduler_or_without_dask_says_so(capsys, monkeypatch):
     assert 2 * train_linear.DASK_SECONDS < 10
     monkeypatch.setattr(train_linear, "DASK_SECONDS", 0.5)
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+
+        def talk() -> None:
+            for answer in (b"SSH-2.0-OpenSSH_9.6\r\n", bytes(64), b"HTTP/1.1 400 Bad Request\r\n\r\n"):
+                peer, _ = server.accept()
+                with peer:
+                    peer.sendall(answer)
+
+        thread = threading.Thread(target=talk)
+        thread.start()
+        for _ in range(3):
+            address = "127.0.0.1:{1}".format(*server.getsockname())
+            fails_with_one_sentence(capsys, train_linear.main, ["--dask", address], f"no Dask scheduler.*{address}")
+        thread.join()
     with socket.socket() as silent, distributed.LocalCluster(n_workers=0, dashboard_address=":0") as empty:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         addresses = "tcp://127.0.0.1:1", "nonsense://x", empty.scheduler_address
         for address in (f"tcp://127.0.0.1:{silent.getsockname()[1]}", *addresses):
             fails_with_one_sentence(capsys, train_linear.main, ["--dask", address], f"no Dask scheduler.*{address}")
+    fails_with_one_sentence(capsys, train_linear.main, ["--dask", ""], "--dask '' is no address")
     monkeypatch.setitem(sys.modules, "distributed", None)
     message = re.escape("pip install 'tinygrad-lite[dask]', or uv run --with 'dask[array,distributed]' train_linear.py")
     fails_with_one_sentence(capsys, train_linear.main, ["--dask"], message)

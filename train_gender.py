@@ -27,7 +27,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from tinygrad_lite import SGD, Tensor, grad, jit, no_grad
 from train_linear import (
@@ -296,12 +295,14 @@ def job(argv: Sequence[str] | None) -> int:
     state = first = next(states)
     curves: dict[str, list[float]] = {"training part": [], "test part": []}
     try:
-        for state in progress(itertools.chain([first], states), args.epochs + 1, "epoch"):
+        bar = progress(itertools.chain([first], states), args.epochs + 1, "epoch")
+        for state in bar:
             epoch, losses, _ = state
             for curve, loss in zip(curves.values(), losses.values(), strict=True):
                 curve.append(loss)
             if not args.json and (epoch % max(1, args.epochs // 10) == 0 or epoch == args.epochs):
-                tqdm.write("epoch {:5}: training loss {train:.6g}, test loss {test:.6g}".format(epoch, **losses))
+                bar.clear()
+                print("epoch {:5}: training loss {train:.6g}, test loss {test:.6g}".format(epoch, **losses))
     except KeyboardInterrupt:
         interrupted = True
 

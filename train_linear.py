@@ -50,7 +50,9 @@ FEWEST_ROWS = 5
 LARGE_BATCH = 1_000  # rows from which on a batch is a range of neighbours
 CHUNK = 2_000_000  # rows that a worker makes at a time: 16 MB for each array
 BLUE, ORANGE = "#0072b2", "#d55e00"  # which the colour-blind can tell apart
+SMALL_FILE = 100_000  # rows
 FEWEST_BYTES = 200_000_000  # for a worker, of which Python with NumPy, pandas and Dask takes 150,000,000
+IGNORE_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"  # in workers: it is not for them
 DASK_SECONDS = 4.0  # to reach a scheduler, and again until it has a worker
 
 
@@ -112,7 +114,8 @@ def run(job: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None) 
 
 def progress(steps: Iterable[Any], total: int, unit: str) -> tqdm:
     """The steps, with a bar on standard error when that is a terminal and they take longer than a second."""
-    return tqdm(steps, total=total, unit=f" {unit}s", delay=1, leave=False, disable=None)
+    hidden = None if sys.stderr else True  # None: where it is no terminal
+    return tqdm(steps, total=min(total, sys.maxsize), unit=f" {unit}s", delay=1, leave=False, disable=hidden)
 
 
 class Plot:
@@ -226,7 +229,7 @@ def cluster(options: argparse.Namespace) -> Iterator[Compute]:
             least = f"a size such as 2GB, {FEWEST_BYTES // 10**6}MB or more"
             raise InputError(f"--dask-memory-limit must be {least}, not {options.dask_memory_limit!r}")
 
-    def start(**settings: Any) -> Any:  # with Ctrl-C ignored, which the workers inherit: it is for this process alone
+    def start(**settings: Any) -> Any:  # with Ctrl-C ignored, which the first workers inherit
         ctrl_c = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             return distributed.Client(n_workers=dask.system.CPU_COUNT, threads_per_worker=1, **settings)
@@ -241,12 +244,13 @@ def cluster(options: argparse.Namespace) -> Iterator[Compute]:
         stack.callback(logging.disable, logging.NOTSET)
         try:
             if options.dask == "local":
-                client = start(memory_limit=memory, dashboard_address=":0", silence_logs=logging.CRITICAL)
+                quiet = {"dashboard_address": ":0", "silence_logs": logging.CRITICAL}
+                client = start(memory_limit=memory, preload=IGNORE_CTRL_C, **quiet)
             else:
                 asyncio.run(probe())
                 client = distributed.Client(options.dask, timeout=DASK_SECONDS)
             stack.enter_context(client).wait_for_workers(1, timeout=DASK_SECONDS)
-        except (OSError, ValueError, TypeError) as error:
+        except Exception as error:  # of many kinds, from peers that are no Dask scheduler
             advice = "start one with 'dask scheduler' and 'dask worker', or give --dask alone"
             raise InputError(f"no Dask scheduler with workers answers at {options.dask}: {advice}") from error
         try:
@@ -262,13 +266,14 @@ def cluster(options: argparse.Namespace) -> Iterator[Compute]:
 
 def read_columns(path: str) -> Array:
     """x and y of a CSV file, shape (2, rows): by pandas or, for a file with quirks or mistakes, cell by cell."""
-    with contextlib.suppress(OSError, ValueError, KeyError), open(path, encoding="utf-8-sig") as file:
-        table = pd.read_csv(file, dtype=str, keep_default_na=False)
-        if isinstance(table.index, pd.RangeIndex) and not {"x.1", "y.1"} & {*table}:
+    text = read_text(path)
+    with contextlib.suppress(ValueError, KeyError):
+        table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False, quoting=csv.QUOTE_NONE)
+        if isinstance(table.index, pd.RangeIndex) and not table.columns.str.contains("^[xy][.]|^Unnamed").any():
             numbers = np.array([pd.to_numeric(table[column], errors="coerce") for column in ("x", "y")], float)
             if np.isfinite(numbers).all():
                 return numbers
-    cells = parse_table(read_text(path), path, ["x", "y"])
+    cells = parse_table(text, path, ["x", "y"])
     return np.array([as_numbers(cells[column], path) for column in cells])
 
 
@@ -277,7 +282,7 @@ def read_here(paths: Sequence[str]) -> Array:
 
 
 def read_on_workers(paths: Sequence[str]) -> Any:
-    """The same as two dask.arrays: each file is a chunk of them, which stays on the worker that read it."""
+    """The same as two dask.arrays: a large file is a chunk of them, which stays on the worker that read it."""
     import dask
     import dask.array as da
     import distributed
@@ -288,7 +293,10 @@ def read_on_workers(paths: Sequence[str]) -> Any:
         future.result()  # raises the error of a broken file as soon as it is met
     sizes = dask.compute(*sizes)
     chunks = [da.from_delayed(file, (2, n), float) for file, n in zip(files, sizes, strict=True) if n]
-    return dask.persist(*da.concatenate(chunks or [np.empty((2, 0))], axis=1))
+    rows = da.concatenate(chunks or [np.empty((2, 0))], axis=1)
+    if rows.shape[1] < SMALL_FILE * len(paths):  # a task for every small file would take longer than its rows
+        rows = rows.rechunk({1: CHUNK})
+    return dask.persist(*rows)
 
 
 def load(options: argparse.Namespace, compute: Compute) -> tuple[Any, Any, float, float]:
@@ -396,6 +404,7 @@ def train(
             loss = float(*compute(squared_error(w.item(), b.item(), x, y)))
             if not math.isfinite(loss):
                 raise InputError(f"the loss overflowed in epoch {epoch}: try an --lr smaller than {lr:g}")
+            bar.clear()
             yield epoch, loss, w.item(), b.item(), steps, speed
             if interrupted:
                 raise KeyboardInterrupt
@@ -427,6 +436,8 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
     parser.add_argument("--plot", metavar="FILE.png", help="draw the loss and the line")
     options = parser.parse_args(argv)
+    if options.dask == "":
+        parser.error("--dask '' is no address: give one such as tcp://host:8786, or none")
     if options.dask and options.save_data:
         parser.error("--save-data writes rows of this machine: leave out --dask")
     if options.dask_memory_limit and options.dask != "local":
@@ -462,7 +473,7 @@ def fit(options: argparse.Namespace, compute: Compute) -> int:
             epoch, loss, w, b, _, speed = state
             losses.append(loss)
             if not options.json:
-                tqdm.write(f"epoch {epoch:3d}  loss {loss:.3e}  w {w:.6f}  b {b:.8f}  {speed:,.0f} steps/s")
+                print(f"epoch {epoch:3d}  loss {loss:.3e}  w {w:.6f}  b {b:.8f}  {speed:,.0f} steps/s")
     except KeyboardInterrupt:
         interrupted = True
 
