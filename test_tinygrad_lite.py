@@ -4762,13 +4762,51 @@ def test_module_examples():
     assert results.failed == 0
 
 
+def as_mermaid(dot: str) -> str:
+    """What to_dot says, in the language of the README's diagrams."""
+    lines = ["flowchart TD"]
+    for line in dot.splitlines()[2:-1]:
+        if "->" in line:
+            lines.append(line.replace("->", "-->"))
+            continue
+        name, label = re.match(r'  (\w+) \[label="(.*?)"', line).groups()
+        text = "<br>".join([part for part in label.split("\\n") if part != "() float64"])
+        lines.append(f'  {name}(["{text}"])' if "fillcolor" in line else f'  {name}["{text}"]')
+    return "\n".join(lines)
+
+
+def test_readme_names_and_links_exist():
+    text = (HERE / "README.md").read_text()
+    source = (HERE / "tinygrad_lite.py").read_text()
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    for name in re.findall(r"`(_\w+)`", prose):
+        assert re.search(rf"^\s*(def|class) {name}\b|^{name}\b", source, re.MULTILINE) or hasattr(np.ndarray, name), (
+            name
+        )
+    titles = re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+    links = re.findall(r"\]\(([^)]+)\)", prose)
+    assert len(links) > 10
+    for link in links:
+        if link.startswith("#"):
+            assert link[1:] in anchors, link
+        elif not link.startswith("https://"):
+            assert (HERE / link).exists(), link
+    sections = re.findall(r"^## (.*)$", prose, re.MULTILINE)
+    contents = prose.split("**Contents**", 1)[1].split("\n\n", 1)[0]
+    assert re.findall(r"\[([^]]+)\]", contents) == sections
+
+
 def test_readme_examples_print_what_they_say(capsys, cluster):
     names: dict[str, Any] = {"__name__": "__main__"}
     printed = ""
     text = (HERE / "README.md").read_text()
     text = text.replace("Client(n_workers=2, threads_per_worker=1)", f"Client({cluster.scheduler_address!r})")
-    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
-        if block.startswith("# torchrun"):
+    for language, block in re.findall(r"```(python|mermaid)\n(.*?)```", text, re.DOTALL):
+        if re.search("^import (torch|jax)$", block, re.MULTILINE):
+            continue  # see below
+        if language == "mermaid":  # the graph that the block before drew
+            assert block.rstrip() == as_mermaid(names.pop("graph"))
             continue
         if block.startswith("import numpy as np\n\n\ndef "):  # what the block before prints
             assert printed.rstrip() == block.rstrip()
@@ -4779,14 +4817,57 @@ def test_readme_examples_print_what_they_say(capsys, cluster):
             assert printed.splitlines() == re.findall(r"^ *print.*  # (.*)$", block, re.MULTILINE)
 
 
-def test_readme_example_for_torch_prints_what_it_says(tmp_path):
-    [block] = re.findall(r"```python\n(# torchrun.*?)```", (HERE / "README.md").read_text(), re.DOTALL)
-    compile(block, "fit.py", "exec")
-    pytest.importorskip("torch", reason="PyTorch is no part of this project: the example is run where it is installed")
-    (tmp_path / "fit.py").write_text(block)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", tmp_path / "fit.py"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert (done.returncode, done.stdout.splitlines()) == (0, re.findall(r"print.*  # (.*)$", block, re.MULTILINE))
+@pytest.mark.parametrize("library", ["torch", "jax"])
+def test_readme_examples_for_other_libraries_print_what_they_say(tmp_path, library):
+    text = (HERE / "README.md").read_text()
+    blocks = [b for b in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if f"\nimport {library}\n" in f"\n{b}"]
+    assert len(blocks) == {"torch": 2, "jax": 1}[library]
+    for block in blocks:
+        compile(block, "fit.py", "exec")
+    pytest.importorskip(library, reason=f"{library} is no part of this project: examples run where it is installed")
+    for block in blocks:
+        (tmp_path / "fit.py").write_text(block)
+        many = ["-m", "torch.distributed.run", "--nproc-per-node", "2"] if block.startswith("# torchrun") else []
+        done = subprocess.run([sys.executable, *many, tmp_path / "fit.py"], capture_output=True, text=True)
+        assert (done.returncode, done.stdout.splitlines()) == (0, re.findall(r"print.*  # (.*)$", block, re.MULTILINE))
+
+
+def test_readme_table_of_names_is_complete_and_right():
+    text = (HERE / "README.md").read_text()
+    table = text[text.index("| here | PyTorch | JAX |") : text.index("The same training in each:")]
+    here = " ".join(row.split("|")[1] for row in table.splitlines() if row.startswith("| `"))
+    assert {*tinygrad_lite.__all__} <= {*re.findall(r"`(\w+)", here)}
+    for library in ("torch", "jax"):
+        if importlib.util.find_spec(library):
+            for name in re.findall(rf"`{library}\.([\w.]+)", table):
+                module = library + ("." + name.rpartition(".")[0] if "." in name else "")
+                assert hasattr(importlib.import_module(module), name.rpartition(".")[2]), name
+
+
+def test_readme_table_of_peers_says_what_they_do_with_an_ordinary_function():
+    text = (HERE / "README.md").read_text()
+    names: dict[str, Any] = {"np": np, "grad": grad}
+    exec(re.search(r"def energy\(w\):\n.*?\n\n\n", text, re.DOTALL)[0], names)
+    energy, w = names["energy"], np.array([1.0, 2.0, 3.0])
+
+    def row(name: str, derivative: Any, second: Any = None) -> str:
+        try:
+            found = str(derivative(w).round(3).tolist())
+        except TypeError as error:
+            found = f"TypeError: {str(error).split(' on types')[0]}"
+        return f"| {name} | {found} | {str(second(w).round(3).tolist()[0]) + ' ...' if second else 'has none'} |"
+
+    def by_mygrad(w: Any) -> Any:
+        import mygrad
+
+        t = mygrad.tensor(w)
+        energy(t).backward()
+        return t.grad
+
+    assert row("tinygrad_lite", grad(energy), hessian(energy)) in text
+    assert row("HIPS autograd 1.9", autograd.grad(energy), autograd.hessian(energy)) in text
+    if importlib.util.find_spec("mygrad"):
+        assert row("MyGrad 2.3", by_mygrad) in text
 
 
 def test_sources_in_the_readme_run_on_their_own_in_a_fresh_interpreter(tmp_path):
