@@ -4568,8 +4568,7 @@ def test_detect_anomaly_holds_no_graph():
 
 def drawn(*args: Any, unique: bool = False, **options: Any) -> tuple[dict[str, dict[str, str]], set[tuple[str, str]]]:
     """The nodes with their attributes, and the edges, both by the first line of a node's label."""
-    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # of pydot's own parser
-        [graph] = pydot.graph_from_dot_data(to_dot(*args, **options))
+    [graph] = pydot.graph_from_dot_data(to_dot(*args, **options))
     nodes = {n.get_name(): n.get_attributes() for n in graph.get_nodes() if n.get_name() != "node"}
     for attributes in nodes.values():
         attributes["label"] = attributes["label"].strip('"').split("\\n")
