@@ -5105,6 +5105,13 @@ def test_linear_shows_how_far_it_is_on_a_terminal_only():
     assert [line.split()[0] for line in out.splitlines()] == ["epoch"] * 4 + ["4,000,000", "y"]
 
 
+def test_gender_shows_how_far_it_is_on_a_terminal_only():
+    out, shown = on_a_terminal(HERE / "train_gender.py", "--source", "sample", "--eager", "--epochs", 4_000)
+    assert re.search(r"\d+%\|.*\d+/4001 \[\d\d:\d\d<\d\d:\d\d, .*epochs/s\]", shown)
+    assert "%" not in out
+    assert out.startswith("source: sample")
+
+
 @pytest.mark.parametrize(
     "script", ["train_linear.py --rows 9 --epochs 3", "train_gender.py --source sample --epochs 9"]
 )

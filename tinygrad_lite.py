@@ -483,12 +483,20 @@ def _method(function) -> Callable[..., Tensor]:
 
 
 def _relu(x):
-    """max(x, 0), with a gradient of 0 at 0."""
+    """max(x, 0) of each element, in its dtype, with a gradient of 0 at 0.
+
+    >>> relu(Tensor([-1.0, 2.0]))
+    Tensor([0., 2.])
+    """
     return np.maximum(x, 0)
 
 
 def _sigmoid(x):
-    """1 / (1 + exp(-x)), without overflow."""
+    """1 / (1 + exp(-x)) of each element, the logistic function, without overflow.
+
+    >>> sigmoid(Tensor([-1000.0, 0.0]))
+    Tensor([0. , 0.5])
+    """
     small = np.exp(np.abs(x) * -1.0)
     return np.where(np.less(x, 0), small, 1) / (1 + small)
 
@@ -538,7 +546,12 @@ class Tensor:
         """The array, for a number a 0-d array. May be replaced by one of the same shape, and is then cast to ``dtype``.
 
         Writing into it, or into any array that an operation read, before ``backward`` spoils the gradients, and nothing
-        notices.
+        notices. ValueError for another shape, TypeError for a dtype of another kind.
+
+        >>> t = Tensor([1.0, 2.0])
+        >>> t.data = [3, 4]
+        >>> t.data
+        array([3., 4.])
         """
         _check_untraced("reading .data")
         if isinstance(self._value, np.generic):
@@ -552,11 +565,18 @@ class Tensor:
         _check(value.shape == shape, f".data of shape {shape} cannot become shape {value.shape}: make a new Tensor")
         self._value = value.astype(self.dtype, casting="same_kind", copy=False)
 
-    requires_grad = property(lambda self: self._node is not None)
+    @property
+    def requires_grad(self) -> bool:
+        """Whether ``backward`` from here reaches a leaf. May be switched on leaves; while off, ``.grad`` is None.
 
-    @requires_grad.setter  # type: ignore[no-redef]
+        >>> w = Tensor(1.0, requires_grad=True)
+        >>> (w + 1).requires_grad, w.detach().requires_grad
+        (True, False)
+        """
+        return self._node is not None
+
+    @requires_grad.setter
     def requires_grad(self, required: bool) -> None:
-        """Whether ``backward`` from here reaches a leaf. May be switched on leaves; while off, ``.grad`` is None."""
         _check(self._node is None or self._node.row is None, "requires_grad of a result cannot be set: .detach() it")
         if required:
             what = f"{self.dtype} data cannot require gradients: give floats, with 3.0, .astype(float) or dtype=float"
@@ -568,7 +588,13 @@ class Tensor:
     def grad(self) -> Any:
         """The sum of the gradients that ``backward`` brought here: an array like ``.data``, or None. Leaves only.
 
-        The array is the Tensor's own. After ``backward(create_graph=True)`` it is a Tensor. May be set, to None say.
+        The array is the Tensor's own. After ``backward(create_graph=True)`` it is a Tensor. May be set, to None say;
+        ValueError for another shape, and on results.
+
+        >>> w = Tensor([1.0, 2.0], requires_grad=True)
+        >>> (w * w).sum().backward()
+        >>> w.grad
+        array([2., 4.])
         """
         _check_untraced("reading .grad")
         leaf = self._node
@@ -639,12 +665,22 @@ class Tensor:
                 leaf.grad = leaf.grad + g if leaf.grad is not None else g if is_own else +g  # + makes a copy
 
     def detach(self) -> Tensor:
-        """A Tensor of the same data, without copying, that requires no gradient."""
+        """A Tensor of the same data, without copying, that requires no gradient.
+
+        >>> w = Tensor(2.0, requires_grad=True)
+        >>> (w * w.detach()).backward()
+        >>> w.grad
+        array(2.)
+        """
         value = _unwrapped(self)
         return _wrap(value if isinstance(value, (float, _Traced)) else self.data, None)
 
     def item(self) -> Any:
-        """The one element, as a Python number; ValueError if there are more."""
+        """The one element, as a Python number; ValueError if there are more.
+
+        >>> Tensor([[2.5]]).item()
+        2.5
+        """
         return np.asarray(_unwrapped(self)).item()
 
     # Python's and NumPy's protocols. What would lose a gradient without a word is an error that says what to do.
@@ -732,11 +768,19 @@ class Tensor:
     abs, relu, sigmoid, astype = map(_method, (np.absolute, _relu, _sigmoid, _astype))
 
     def clip(self, min: Any = None, max: Any = None) -> Tensor:
-        """The values limited to [min, max]; None is no limit."""
+        """The values limited to [min, max]; None is no limit.
+
+        >>> Tensor([-1.0, 2.0]).clip(0, 1)
+        Tensor([0., 1.])
+        """
         return _apply(np.clip, (self, min, max), {})
 
     def reshape(self, *shape: Any) -> Tensor:
-        """``t.reshape(2, -1)`` or ``t.reshape((2, -1))``."""
+        """``t.reshape(2, -1)`` or ``t.reshape((2, -1))``: the same elements in another shape.
+
+        >>> Tensor([1.0, 2.0]).reshape(2, -1).shape
+        (2, 1)
+        """
         return _apply(np.reshape, (self, shape[0] if len(shape) == 1 and np.ndim(shape[0]) else shape), {})
 
     def transpose(self, *axes: Any) -> Tensor:
@@ -2241,7 +2285,14 @@ class SGD:
         self._velocities: list[Any] = [None] * len(self.params)
 
     def step(self) -> None:
-        """Update every parameter from its ``.grad``."""
+        """Update every parameter from its ``.grad``; those whose ``.grad`` is None stay.
+
+        >>> w = Tensor(1.0, requires_grad=True)
+        >>> (w * w).backward()
+        >>> SGD([w], lr=0.1).step()
+        >>> w
+        Tensor(0.8, requires_grad=True)
+        """
         _check_untraced("step() of an optimizer")
         # Python floats, which leave the dtype of the parameters alone.
         lr, momentum, weight_decay = float(self.lr), float(self.momentum), float(self.weight_decay)
@@ -2259,7 +2310,14 @@ class SGD:
             p._value = p._value - lr * g
 
     def zero_grad(self) -> None:
-        """Set every parameter's ``.grad`` to None, so that the next ``backward`` starts anew."""
+        """Set every parameter's ``.grad`` to None, so that the next ``backward`` starts anew.
+
+        >>> w = Tensor(1.0, requires_grad=True)
+        >>> (w * w).backward()
+        >>> SGD([w], lr=0.1).zero_grad()
+        >>> w.grad is None
+        True
+        """
         _check_untraced("zero_grad() of an optimizer")
         for p in self.params:
             p._leaf.grad = None

@@ -15,6 +15,7 @@ The file in reading order: the table, where it comes from, the model, the report
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import math
@@ -113,15 +114,19 @@ print(json.dumps(answer))
 
 def ask_kaggle(handle: str, seconds: float) -> dict[str, Any]:
     """What kagglehub gives within ``seconds``: the ``path`` of gender.csv, or the ``reason`` why there is none."""
-    command = [sys.executable, "-P", "-c", ASK_KAGGLE, handle, str(seconds)]
+    command, ticks = [sys.executable, "-P", "-c", ASK_KAGGLE, handle, str(seconds)], math.ceil(seconds)
     try:
-        child = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=seconds)
-        answer: dict[str, Any] = json.loads(child.stdout)
-    except subprocess.TimeoutExpired:
-        return {"reason": f"no answer within {seconds:.2g} s"}
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:
+            try:
+                for _ in progress(range(ticks), ticks, "second", "asking Kaggle, at most"):
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        answer: dict[str, Any] = json.loads(child.communicate(timeout=seconds / ticks)[0])
+                        return answer
+            finally:
+                child.kill()
     except (OSError, ValueError) as error:
         return {"reason": f"kagglehub could not run: {error}"}
-    return answer
+    return {"reason": f"no answer within {seconds:.2g} s"}
 
 
 def find_on_kaggle() -> tuple[str, str]:

@@ -112,10 +112,10 @@ def run(job: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None) 
         return 141
 
 
-def progress(steps: Iterable[Any], total: int, unit: str) -> tqdm:
+def progress(steps: Iterable[Any], total: int, unit: str, what: str | None = None) -> tqdm:
     """The steps, with a bar on standard error when that is a terminal and they take longer than a second."""
     hidden = None if sys.stderr else True  # None: where it is no terminal
-    return tqdm(steps, total=min(total, sys.maxsize), unit=f" {unit}s", delay=1, leave=False, disable=hidden)
+    return tqdm(steps, what, min(total, sys.maxsize), unit=f" {unit}s", delay=1, leave=False, disable=hidden)
 
 
 class Plot:
