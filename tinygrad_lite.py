@@ -2505,7 +2505,7 @@ def to_dot(t: Tensor, names: dict[str, Any] | None = None) -> str:
         x = _as_array(values[node])
         if node.row:
             g, what, style = gradients.get(node), _name(node.row.function), ""
-            what += "".join([f" {option}={value!r}" for option, value in (node.options or {}).items()])
+            what += "".join([f" {option}={value!r}" for option, value in sorted((node.options or {}).items())])
         else:
             g, style = _unwrapped(node.grad), ", style=filled, fillcolor=lightblue"
             what = called.get(id(node), "leaf" if t.requires_grad else "constant")
