@@ -4607,7 +4607,9 @@ def test_to_dot_shows_operations_leaves_values_and_gradients():
 def test_to_dot_draws_shared_nodes_once_options_and_no_values_of_large_arrays():
     x = leaf(np.ones((40, 50)))
     y = np.tanh(x)
-    nodes, edges = drawn((y * y).sum(axis=0, keepdims=True), {'the "x"\\': x})
+    summed = (y * y).sum(axis=0, keepdims=True)
+    summed.sum().backward()
+    nodes, edges = drawn(summed, {'the "x"\\': x})
     large = "(40, 50) float64"
     assert [n["label"][1:] for n in nodes.values()] == [["(1, 50) float64"], [large], [large], [large]]
     total, product, tanh, name = nodes

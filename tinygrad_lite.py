@@ -2510,7 +2510,8 @@ def to_dot(t: Tensor, names: dict[str, Any] | None = None) -> str:
             g, style = _unwrapped(node.grad), ", style=filled, fillcolor=lightblue"
             what = called.get(id(node), "leaf" if t.requires_grad else "constant")
         g = np.broadcast_to(g, x.shape) if isinstance(g, (np.ndarray, np.generic)) else g
-        lines.append(line(name, style, what, kind(x), number(x), f"gradient {number(g)}" * (g is not None)))
+        slope = "" if g is None else number(g)
+        lines.append(line(name, style, what, kind(x), number(x), slope and f"gradient {slope}"))
         for parent, x in zip(node.parents, node.values, strict=False):
             if parent is None:
                 key = id(x) if hasattr(x, "shape") else len(constants)
