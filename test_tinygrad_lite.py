@@ -4619,6 +4619,14 @@ def test_to_dot_draws_shared_nodes_once_options_and_no_values_of_large_arrays():
     assert edges == {(name, tanh), (tanh, product), (product, total)}
 
 
+def test_sgd_and_to_dot_say_what_they_take():
+    for w in (leaf(1.0), leaf([1.0, 2.0])):
+        with pytest.raises(TypeError, match=r"list of Tensors: write \[w\]"):
+            SGD(w, lr=0.1)
+    with pytest.raises(TypeError, match="takes a Tensor, not ndarray"):
+        to_dot(np.ones(3))
+
+
 def test_to_dot_of_leaves_constants_scalars_and_lazy_arrays():
     assert [*drawn(leaf(2.0))[0]] == ["leaf"]
     assert [*drawn(Tensor([1.0, 2.0]))[0]] == ["constant"]

@@ -2272,6 +2272,7 @@ class SGD:
     """
 
     def __init__(self, params: Iterable, lr: float, momentum: float = 0.0, weight_decay: float = 0.0, nesterov=False):
+        _check(not isinstance(params, Tensor), "SGD takes a list of Tensors: write [w] for one of them", TypeError)
         self.params: list[Tensor] = list(params)
         for i, p in enumerate(self.params):
             is_leaf = getattr(p, "_leaf", None) and p.requires_grad
@@ -2469,6 +2470,7 @@ def to_dot(t: Tensor, names: dict[str, Any] | None = None) -> str:
       n1 [label="w\\n() float64\\n3.", style=filled, fillcolor=lightblue]
     }
     """
+    _check(isinstance(t, Tensor), f"to_dot() takes a Tensor, not {type(t).__name__}: give it the result", TypeError)
     root = t._node or _Leaf()
     values, stack = {root: t._value}, [root]
     while stack:
