@@ -2272,7 +2272,7 @@ class SGD:
     """
 
     def __init__(self, params: Iterable, lr: float, momentum: float = 0.0, weight_decay: float = 0.0, nesterov=False):
-        _check(not isinstance(params, Tensor), "SGD takes a list of Tensors: write [w] for one of them", TypeError)
+        _check(not isinstance(params, Tensor), "SGD takes a list of Tensors: write [w] for one of them")
         self.params: list[Tensor] = list(params)
         for i, p in enumerate(self.params):
             is_leaf = getattr(p, "_leaf", None) and p.requires_grad
