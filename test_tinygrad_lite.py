@@ -12,6 +12,7 @@ import functools
 import gc
 import hashlib
 import http.server
+import importlib.metadata
 import importlib.util
 import inspect
 import itertools
@@ -4874,7 +4875,9 @@ def test_readme_table_of_peers_says_what_they_do_with_an_ordinary_function():
         return t.grad
 
     assert row("tinygrad_lite", grad(energy), hessian(energy)) in text
-    assert row("HIPS autograd 1.9", autograd.grad(energy), autograd.hessian(energy)) in text
+    assert "| HIPS autograd 1.9 |" in text
+    if importlib.metadata.version("autograd").startswith("1.9."):
+        assert row("HIPS autograd 1.9", autograd.grad(energy), autograd.hessian(energy)) in text
     if importlib.util.find_spec("mygrad"):
         assert row("MyGrad 2.3", by_mygrad) in text
 
