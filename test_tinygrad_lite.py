@@ -4772,6 +4772,15 @@ def test_module_examples():
     assert results.failed == 0
 
 
+def test_everything_public_has_an_example_and_says_what_it_raises():
+    tests = {test.name.removeprefix("tinygrad_lite."): test for test in doctest.DocTestFinder().find(tinygrad_lite)}
+    public = [f"{cls.__name__}.{name}" for cls in (Tensor, SGD) for name in vars(cls) if name[0] != "_"]
+    assert len(public) > 40
+    assert [name for name in (*tinygrad_lite.__all__, *public) if not tests[name].examples] == []
+    silent = {name for name in tinygrad_lite.__all__ if "Raises\n" not in tests[name].docstring}
+    assert silent == {"no_grad", "relu", "sigmoid"}  # which raise nothing
+
+
 def as_mermaid(dot: str) -> str:
     """What to_dot says, in the language of the README's diagrams."""
     lines = ["flowchart TD"]

@@ -225,7 +225,8 @@ def _recording(on: bool) -> Iterator[None]:
 def no_grad() -> contextlib.AbstractContextManager[None]:
     """Record nothing within: a context manager, or a decorator when called (``@no_grad()``); per thread.
 
-    As a decorator it is for plain functions: in a generator function, put the ``with`` inside.
+    Results are the same, and require no gradients. As a decorator it is for plain functions: in a generator function,
+    put the ``with`` inside.
 
     >>> w = Tensor(3.0, requires_grad=True)
     >>> with no_grad():
@@ -468,18 +469,33 @@ def _operator(function, compute) -> tuple[Callable[[Any, Any], Tensor], Callable
             row.refuse((of_x, of_y))
         return _wrap(out, recorder(row, (of_x, of_y), (x, y), out))
 
-    return forward, lambda y, x: forward(x, y)
+    def reflected(y, x):
+        return forward(x, y)
+
+    forward.__doc__ = reflected.__doc__ = f"``{_name(function)}`` of two operands, which broadcast."
+    return forward, reflected
 
 
-def _method(function) -> Callable[..., Tensor]:
+def _example(what, call, result):
+    """A docstring: what it is, and an example, for documentation and tests alike."""
+    return f"{what}\n\n>>> t = Tensor([[1.0, 4.0], [9.0, 16.0]])\n>>> {call}\n{result}\n"
+
+
+def _method(function, call, result) -> Callable[..., Tensor]:
     """A function of the table as a method of Tensor, with the arguments that NumPy's function takes."""
 
     def method(self, *args, **options):
         return _apply(function, (self, *args), options)
 
     method.__name__ = function.__name__.lstrip("_")
-    method.__doc__ = f"``{_name(function)}`` of this Tensor, with the arguments that it takes after the array."
+    what = f"``{_name(function)}`` of this Tensor, with the arguments that it takes after the array."
+    method.__doc__ = _example(what, call, result)
     return method
+
+
+def _attribute(name, what, result) -> property:
+    """What NumPy tells of an array, as a property of Tensor."""
+    return property(lambda self: getattr(_as_array(self._value), name), doc=_example(what, f"t.{name}", result))
 
 
 def _relu(x):
@@ -616,11 +632,19 @@ class Tensor:
         if leaf is not None:
             leaf.grad = gradient
 
-    shape = property(lambda self: _as_array(self._value).shape, doc="The lengths of the axes, () for a number.")
-    ndim = property(lambda self: _as_array(self._value).ndim, doc="The number of axes.")
-    size = property(lambda self: _as_array(self._value).size, doc="The number of elements.")
-    dtype = property(lambda self: _as_array(self._value).dtype, doc="The NumPy dtype of the elements.")
-    T = property(lambda self: self.transpose(), doc="The Tensor with its axes in reversed order.")
+    shape = _attribute("shape", "The lengths of the axes, () for a number.", "(2, 2)")
+    ndim = _attribute("ndim", "The number of axes, 0 for a number.", "2")
+    size = _attribute("size", "The number of elements, 1 for a number.", "4")
+    dtype = _attribute("dtype", "NumPy's dtype of the elements.", "dtype('float64')")
+
+    @property
+    def T(self) -> Tensor:
+        """The Tensor with its axes in reversed order.
+
+        >>> Tensor([[1.0, 2.0, 3.0]]).T.shape
+        (3, 1)
+        """
+        return self.transpose()
 
     def backward(self, gradient: Any = None, create_graph: bool = False) -> None:
         """Add d(self)/d(leaf) to the ``.grad`` of every leaf that this Tensor was computed from.
@@ -758,14 +782,55 @@ class Tensor:
     (__and__, __rand__), (__or__, __ror__) = _operator(np.bitwise_and, op.and_), _operator(np.bitwise_or, op.or_)
     __xor__, __rxor__ = _operator(np.bitwise_xor, op.xor)
 
-    __neg__, __pos__, __abs__, __invert__ = map(_method, (np.negative, np.positive, np.absolute, np.invert))
+    # fmt: off
+    __neg__    = _method(np.negative,  "(-t)[0]",                       "Tensor([-1., -4.])")
+    __pos__    = _method(np.positive,  "(+t)[0]",                       "Tensor([1., 4.])")
+    __abs__    = _method(np.absolute,  "abs(-t)[0]",                    "Tensor([1., 4.])")
+    __invert__ = _method(np.invert,    "~(t > 5)[0]",                   "Tensor([ True,  True])")
 
-    sum, mean, max, min, prod, var, std = map(_method, (np.sum, np.mean, np.max, np.min, np.prod, np.var, np.std))
-    any, all, argmax, argmin, argsort = map(_method, (np.any, np.all, np.argmax, np.argmin, np.argsort))
-    exp, log, sqrt, sin, cos, tan, tanh = map(_method, (np.exp, np.log, np.sqrt, np.sin, np.cos, np.tan, np.tanh))
-    cumsum, cumprod, diagonal, trace, dot = map(_method, (np.cumsum, np.cumprod, np.diagonal, np.trace, np.dot))
-    ravel, squeeze, swapaxes, copy, round = map(_method, (np.ravel, np.squeeze, np.swapaxes, np.copy, np.round))
-    abs, relu, sigmoid, astype = map(_method, (np.absolute, _relu, _sigmoid, _astype))
+    sum        = _method(np.sum,       "t.sum(axis=0)",                 "Tensor([10., 20.])")
+    mean       = _method(np.mean,      "t.mean(axis=1)",                "Tensor([ 2.5, 12.5])")
+    max        = _method(np.max,       "t.max()",                       "Tensor(16.)")
+    min        = _method(np.min,       "t.min(axis=0)",                 "Tensor([1., 4.])")
+    prod       = _method(np.prod,      "t.prod()",                      "Tensor(576.)")
+    var        = _method(np.var,       "t.var(axis=0)",                 "Tensor([16., 36.])")
+    std        = _method(np.std,       "t.std(axis=0)",                 "Tensor([4., 6.])")
+    any        = _method(np.any,       "(t > 5).any(axis=1)",           "Tensor([False,  True])")
+    all        = _method(np.all,       "(t > 5).all()",                 "Tensor(False)")
+    argmax     = _method(np.argmax,    "t.argmax()",                    "Tensor(3)")
+    argmin     = _method(np.argmin,    "t.argmin(axis=0)",              "Tensor([0, 0])")
+    argsort    = _method(np.argsort,   "(-t).argsort(axis=1)[0]",       "Tensor([1, 0])")
+    cumsum     = _method(np.cumsum,    "t.cumsum()",                    "Tensor([ 1.,  5., 14., 30.])")
+    cumprod    = _method(np.cumprod,   "t.cumprod()",                   "Tensor([  1.,   4.,  36., 576.])")
+    diagonal   = _method(np.diagonal,  "t.diagonal()",                  "Tensor([ 1., 16.])")
+    trace      = _method(np.trace,     "t.trace()",                     "Tensor(17.)")
+    dot        = _method(np.dot,       "t.dot([1.0, 0.5])",             "Tensor([ 3., 17.])")
+
+    abs        = _method(np.absolute,  "(-t).abs()[0]",                 "Tensor([1., 4.])")
+    exp        = _method(np.exp,       "t.exp()[0].round(2)",           "Tensor([ 2.72, 54.6 ])")
+    log        = _method(np.log,       "t.log()[0].round(2)",           "Tensor([0.  , 1.39])")
+    sqrt       = _method(np.sqrt,      "t.sqrt()[0]",                   "Tensor([1., 2.])")
+    sin        = _method(np.sin,       "t.sin()[0].round(2)",           "Tensor([ 0.84, -0.76])")
+    cos        = _method(np.cos,       "t.cos()[0].round(2)",           "Tensor([ 0.54, -0.65])")
+    tan        = _method(np.tan,       "t.tan()[0].round(2)",           "Tensor([1.56, 1.16])")
+    tanh       = _method(np.tanh,      "t.tanh()[0].round(2)",          "Tensor([0.76, 1.  ])")
+    relu       = _method(_relu,        "(4 - t).relu()[0]",             "Tensor([3., 0.])")
+    sigmoid    = _method(_sigmoid,     "(t - 4).sigmoid()[0].round(2)", "Tensor([0.05, 0.5 ])")
+    round      = _method(np.round,     "(t / 3).round(1)[0]",           "Tensor([0.3, 1.3])")
+
+    ravel      = _method(np.ravel,     "t.ravel()",                     "Tensor([ 1.,  4.,  9., 16.])")
+    squeeze    = _method(np.squeeze,   "t[:1].squeeze()",               "Tensor([1., 4.])")
+    swapaxes   = _method(np.swapaxes,  "t.swapaxes(0, 1)[0]",           "Tensor([1., 9.])")
+    copy       = _method(np.copy,      "t.copy()[0]",                   "Tensor([1., 4.])")
+    # fmt: on
+
+    def astype(self, dtype: Any) -> Tensor:
+        """The elements in another dtype; of floats to floats, gradients pass, in the dtype of the leaf again.
+
+        >>> Tensor([1.0, 2.5]).astype(np.float32)
+        Tensor([1. , 2.5], dtype=float32)
+        """
+        return _apply(_astype, (self, dtype), {})
 
     def clip(self, min: Any = None, max: Any = None) -> Tensor:
         """The values limited to [min, max]; None is no limit.
@@ -784,7 +849,11 @@ class Tensor:
         return _apply(np.reshape, (self, shape[0] if len(shape) == 1 and np.ndim(shape[0]) else shape), {})
 
     def transpose(self, *axes: Any) -> Tensor:
-        """``t.transpose()`` reverses the axes, ``t.transpose(1, 0)`` or ``t.transpose((1, 0))`` orders them."""
+        """``t.transpose()`` reverses the axes, ``t.transpose(1, 0)`` or ``t.transpose((1, 0))`` orders them.
+
+        >>> Tensor(np.zeros((2, 3, 4))).transpose(2, 0, 1).shape
+        (4, 2, 3)
+        """
         return _apply(np.transpose, (self, axes[0] if len(axes) == 1 else axes or None), {})
 
 
@@ -809,6 +878,10 @@ def defvjp(function: Callable, *vjps: Callable | None) -> Callable:
     Returns
     -------
     The function to call: ``function`` itself where NumPy lets Tensors override it, else one that records.
+
+    Raises
+    ------
+    TypeError : for what is no function. ``backward`` raises it, or a ValueError for the shape, of what a VJP returns.
 
     >>> cube = defvjp(lambda x: x * x * x, lambda g, out, x: g * 3 * x**2)
     >>> x = Tensor(2.0, requires_grad=True)
@@ -1452,7 +1525,19 @@ def value_and_grad(f: Callable, argnums: int | tuple[int, ...] = 0) -> Callable:
 
 
 def grad(f: Callable, argnums: int | tuple[int, ...] = 0) -> Callable:
-    """The gradient of a function that returns one number: see ``value_and_grad``.
+    """The gradient of a function that returns one number: the second half of ``value_and_grad``.
+
+    Parameters
+    ----------
+    f, argnums : as in ``value_and_grad``.
+
+    Returns
+    -------
+    A function of the same arguments. It returns an array of the argument's shape and dtype, or a structure of such.
+
+    Raises
+    ------
+    TypeError, ValueError : for arguments that are not floats, and for an f that returns more than one number.
 
     >>> grad(grad(grad(np.sin)))(0.0)
     array(-1.)
@@ -1465,8 +1550,19 @@ def grad(f: Callable, argnums: int | tuple[int, ...] = 0) -> Callable:
 def jacobian(f: Callable, argnums: int | tuple[int, ...] = 0) -> Callable:
     """The derivatives of every entry of a result by every entry of an argument: a backward pass for each of the former.
 
-    Arguments and results may be structures as in ``value_and_grad``. Each array of the result is replaced by the
-    structure of the argument, with arrays of the result's shape followed by the argument's.
+    Parameters
+    ----------
+    f, argnums : as in ``value_and_grad``, but f may return arrays of any shape, and structures of them.
+
+    Returns
+    -------
+    A function of the same arguments. It returns, for an f of one array, an array of the shape of the result followed by
+    that of the argument, in the argument's dtype. In a structure of results that is in the place of each array; for a
+    structure of arguments it is one of such arrays.
+
+    Raises
+    ------
+    TypeError, ValueError : for arguments that are not floats, and for ``argnums`` that name none.
 
     >>> jacobian(lambda x: x**2)(np.array([1.0, 2.0]))
     array([[2., 0.],
@@ -1492,6 +1588,19 @@ def jacobian(f: Callable, argnums: int | tuple[int, ...] = 0) -> Callable:
 def hessian(f: Callable, argnums: int | tuple[int, ...] = 0) -> Callable:
     """The second derivatives of a function that returns one number: the ``jacobian`` of its ``grad``.
 
+    Parameters
+    ----------
+    f, argnums : as in ``value_and_grad``.
+
+    Returns
+    -------
+    A function of the same arguments. It returns an array of the argument's shape twice over, and its dtype; of
+    structures one for each pair.
+
+    Raises
+    ------
+    TypeError, ValueError : for arguments that are not floats, and for an f that returns more than one number.
+
     >>> hessian(lambda x: x[0] * x[1] ** 2)(np.array([1.0, 2.0]))
     array([[0., 4.],
            [4., 2.]])
@@ -1502,8 +1611,21 @@ def hessian(f: Callable, argnums: int | tuple[int, ...] = 0) -> Callable:
 def jvp(f: Callable, args: tuple, tangents: tuple) -> tuple[Any, Any]:
     """What f returns, an array or a structure of arrays, and how it changes when the arguments move along the tangents.
 
-    Tangents have the structure and the shapes of the arguments. Two backward passes do it: the way back from a result
-    is linear in the gradient that it starts with, and the way back from there is forward (J. Townsend, 2017).
+    Two backward passes do it: the way back from a result is linear in the gradient that it starts with, and the way
+    back from there is forward (J. Townsend, 2017).
+
+    Parameters
+    ----------
+    f : a function of arrays, as in ``jacobian``.
+    args, tangents : tuples, of the arguments and of what they move by, in the same structure and shapes.
+
+    Returns
+    -------
+    The result, and the product of its Jacobian and the tangents, which has its structure, shapes and dtypes.
+
+    Raises
+    ------
+    TypeError, ValueError : for arguments that are not floats, and for tangents of another structure or shape.
 
     >>> jvp(lambda x, y: x * y, (2.0, 3.0), (1.0, 10.0))
     (array(6.), array(23.))
@@ -2182,7 +2304,8 @@ def jit(f: Callable) -> Any:
     Raises
     ------
     TypeError : for what depends on values and would be fixed: ``if`` of a Tensor, ``float``, ``.item()``, ``.data``,
-        ``np.asarray``, a mask as an index, ``backward()``. It says what to write instead.
+        ``np.asarray``, a mask as an index, ``backward()``. It says what to write instead. And for arguments without a
+        hash.
 
     >>> square = jit(grad(lambda x: (x**3).sum()))
     >>> square(np.array([1.0, 2.0]))
@@ -2257,7 +2380,9 @@ class SGD:
     Parameters
     ----------
     params : the Tensors to train, leaves that require gradients.
-    lr : the learning rate; may be changed between steps.
+    lr : the learning rate; this and the rates that follow may be changed between steps.
+    momentum, weight_decay : how much of the step before is kept, and how strongly parameters are pulled to 0.
+    nesterov : whether to look a step of momentum ahead.
 
     Raises
     ------
@@ -2344,6 +2469,7 @@ def gradcheck(f: Callable, *args: Any, eps: float = 1e-6, atol: float = 1e-5, rt
     Raises
     ------
     AssertionError : names the argument, the entry, and both numbers.
+    TypeError : if no argument is one of floats.
 
     >>> gradcheck(lambda x, y: (x * y).tanh(), 0.5, [1.0, -2.0])
     True
@@ -2453,6 +2579,10 @@ def to_dot(t: Tensor, names: dict[str, Any] | None = None) -> str:
     t : the result. Its operations are boxes with their shapes and dtypes, and values where these are few; leaves stand
         out, and constants are without a frame.
     names : what to call leaves and constant arrays, ``{"w": w, "x": x}``.
+
+    Raises
+    ------
+    TypeError : for what is no Tensor.
 
     Notes
     -----
