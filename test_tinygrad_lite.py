@@ -25,6 +25,7 @@ import os
 import pickle
 import pty
 import re
+import shlex
 import signal
 import site
 import socket
@@ -4816,6 +4817,13 @@ def test_readme_names_and_links_exist():
     assert re.findall(r"\[([^]]+)\]", contents) == sections
 
 
+def commands_of_the_readme() -> list[list[str]]:
+    """What the README says to type, without ``uv run`` and what that takes; this machine has the packages installed."""
+    text = (HERE / "README.md").read_text()
+    commands = re.findall(r"^```sh\n(.*?)\n```", text, re.MULTILINE | re.DOTALL) + re.findall(r"`(uv run [^`]*)`", text)
+    return [shlex.split(re.sub(r"^(pip install uv && )?uv run( --(with|group) \S+)*", "", line)) for line in commands]
+
+
 def test_readme_examples_print_what_they_say(capsys, cluster):
     names: dict[str, Any] = {"__name__": "__main__"}
     printed = ""
@@ -5392,7 +5400,8 @@ def test_a_worker_that_dies_within_a_step_changes_no_number(capsys, cluster, par
 
 
 def test_linear_starts_a_cluster_quietly_and_ctrl_c_ends_it_with_the_report_so_far():
-    options = "--dask", "--dask-memory-limit=1GB", "--rows=1000000"
+    [options] = [options for _, *options in commands_of_the_readme() if "--dask" in options]
+    options += ["--rows=1000000", "--epochs=50"]  # the last ones count
     pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(
         [sys.executable, HERE / "train_linear.py", *options], start_new_session=True, **pipes
@@ -6022,6 +6031,24 @@ def test_script_run_by_a_user_trains_on_what_kaggle_serves():
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"source: kaggle ({SLUG}, version 2)\n")
     assert done.stdout.count(" least_squares ") == 2
+
+
+@pytest.mark.usefixtures("kaggle_is_this_machine")
+def test_commands_of_the_readme_run_as_printed_but_for_the_number_of_epochs(tmp_path, monkeypatch):
+    monkeypatch.setenv("MPLCONFIGDIR", matplotlib.get_configdir())  # or it looks for fonts anew
+    scripts = [command for command in commands_of_the_readme() if command[0].startswith("train_")]
+    others = [command for command in commands_of_the_readme() if command not in scripts]
+    assert others == [["pytest"], ["benchmarks/peers.py"]]  # this run, and what has tests of its own
+    scripts.remove(next(command for command in scripts if "--dask" in command))  # that has one too
+    assert len(scripts) == 4
+    (tmp_path / "docs").mkdir()
+    for script, *options in scripts:
+        command = [sys.executable, HERE / script, *options, "--epochs=2"]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0
+        assert done.stderr.count("\n") == ([script, *options] == ["train_gender.py"])  # without Kaggle
+    made, kept = [[*map(matplotlib.image.imread, sorted(where.glob("docs/*.png")))] for where in (tmp_path, HERE)]
+    assert [image.shape for image in made] == [image.shape for image in kept]
 
 
 @pytest.mark.parametrize("status", [500, None])
