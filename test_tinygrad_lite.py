@@ -85,7 +85,13 @@ settings.register_profile("suite", deadline=None, max_examples=25, suppress_heal
 settings.load_profile("suite")
 
 HERE = Path(__file__).parent
+# Where the tests run on several Pythons, PART=1/3 and so on share out those that go through hundreds of slow cases.
+PART, PARTS = map(int, os.environ.get("PART", "1/1").split("/"))
 SEEDS = st.integers(0, 2**32 - 1)
+
+
+def shared_out(cases: Any) -> list[Any]:
+    return [*cases][PART - 1 :: PARTS]
 
 
 def leaf(data: Any, dtype: Any = float) -> Tensor:
@@ -2436,7 +2442,7 @@ def programs(draw: Any) -> Program:
 
 
 @given(program=programs())
-@settings(max_examples=int(os.environ.get("RANDOM_PROGRAMS", "1000")), database=None)
+@settings(max_examples=1000 // PARTS, database=None)
 def test_gradients_of_random_programs_agree_with_a_second_engine_and_with_jit(program):
     leaves = [Tensor(x, requires_grad=True) for x in program.inputs]
     out = program.run(np, *leaves)
@@ -2508,7 +2514,7 @@ def arrays_of(tree: Any) -> Any:
     return tree_map(lambda x: np.asarray(x) if hasattr(x, "dtype") or type(x) is float else x, tree)
 
 
-@pytest.mark.parametrize("name", [name for name in CATALOGUE if known(name)])
+@pytest.mark.parametrize("name", shared_out(name for name in CATALOGUE if known(name)))
 def test_every_rule_under_jit_agrees_with_eager_at_first_and_second_order(name):
     for call in CATALOGUE[name]:
         arrays, others = call.draw(0), call.draw(3)
@@ -3698,7 +3704,7 @@ def test_every_function_of_the_table_has_a_case():
     assert {operator.attrgetter(name)(np) for name in CASES} == TABLE
 
 
-@pytest.mark.parametrize("name", sorted(CASES))
+@pytest.mark.parametrize("name", shared_out(sorted(CASES)))
 def test_the_list_of_lazy_functions_says_which_stay_lazy_in_dask_and_which_are_errors(name):
     refused = refusals(name, as_dask)
     assert not refused if name in LAZY else refused
@@ -3710,7 +3716,7 @@ def test_lazy_functions_work_with_any_array_that_answers_the_protocols_and_none_
     assert not refused or name not in LAZY
 
 
-@pytest.mark.parametrize("case", [CASES[name][0] for name in sorted(CASES)] + calls(LAZY_CALLS)[::3])
+@pytest.mark.parametrize("case", shared_out([CASES[name][0] for name in sorted(CASES)] + calls(LAZY_CALLS)[::3]))
 def test_gradients_of_numpy_leaves_are_lazy_where_dask_arrays_come_later_or_the_function_is_an_error(case):
     expected_gradients = expected_results(case)[1]
     try:
@@ -3725,7 +3731,7 @@ def test_gradients_of_numpy_leaves_are_lazy_where_dask_arrays_come_later_or_the_
 
 
 @pytest.mark.parametrize("kind", [as_dask, as_box])
-@pytest.mark.parametrize("case", calls(LAZY_CALLS))
+@pytest.mark.parametrize("case", shared_out(calls(LAZY_CALLS)))
 def test_methods_slices_and_longer_expressions_stay_lazy(case, kind):
     check_lazy(case, kind)
 
@@ -3947,7 +3953,7 @@ BIG_STEPS = """
     """
 
 
-@pytest.mark.parametrize("case", calls(BIG_STEPS))
+@pytest.mark.parametrize("case", shared_out(calls(BIG_STEPS)))
 def test_neither_graphs_nor_their_making_hold_anything_of_the_size_of_the_data(case):
     leaves = {"X": Tensor(da.ones((10_000, 1_000), chunks=(2_500, 500)), requires_grad=True)}
     leaves |= {name: Tensor(np.ones(1_000), requires_grad=True) for name in ("w", "b")}
@@ -4945,7 +4951,7 @@ def peers() -> Any:
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")  # by autograd
 def test_programs_of_the_benchmark_do_the_same_work(peers):
     ours = "tinygrad_lite", "tinygrad_lite jit", "tinygrad_lite jit, lower", "autograd"
-    for name, workload in peers.WORKLOADS.items():
+    for name, workload in shared_out(peers.WORKLOADS.items()):
         if re.search("512|,000,000|[1-9]0,000", name):
             continue
         expected = peers.flattened(workload.work("by hand")())
