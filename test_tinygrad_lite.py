@@ -84,6 +84,8 @@ from tinygrad_lite import (
 settings.register_profile("suite", deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
 settings.load_profile("suite")
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts this in the background ignores Ctrl-C
+
 HERE = Path(__file__).parent
 # Where the tests run on several Pythons, PART=1/3 and so on share out those that go through hundreds of slow cases.
 PART, PARTS = map(int, os.environ.get("PART", "1/1").split("/"))
@@ -5130,12 +5132,15 @@ def on_a_terminal(*command: Any, until: str = "never") -> tuple[str, str]:
     with tempfile.TemporaryFile("w+") as out:
         with subprocess.Popen([sys.executable, *map(str, command)], stdout=out, stderr=terminal) as process:
             os.close(terminal)
+            limit = threading.Timer(60, process.kill)
+            limit.start()
             with contextlib.suppress(OSError):  # at the end of the process
                 while True:
                     shown += os.read(master, 10_000)
                     if re.search(until, shown.decode(errors="replace")):
                         process.send_signal(signal.SIGINT)
                         until = "never"
+            limit.cancel()
         os.close(master)
         out.seek(0)
         return out.read(), shown.decode()
