@@ -4954,7 +4954,7 @@ def peers() -> Any:
 def test_programs_of_the_benchmark_do_the_same_work(peers):
     ours = "tinygrad_lite", "tinygrad_lite jit", "tinygrad_lite jit, lower", "autograd"
     for name, workload in shared_out(peers.WORKLOADS.items()):
-        if re.search("512|,000,000|[1-9]0,000", name):
+        if re.search("512|0,000", name):
             continue
         expected = peers.flattened(workload.work("by hand")())
         for program in {*ours} & {*workload.programs}:
