@@ -249,7 +249,7 @@ def _as_value(data):
     Arrays of other kinds are kept as they are if they answer NumPy's protocols.
     """
     if isinstance(data, Tensor):
-        return data._constant("the data of another Tensor", "t for Tensor(t),")
+        return data._constant("the data of another Tensor", "t for Tensor(t)")
     is_array = hasattr(type(data), "__array_function__") and hasattr(type(data), "__array_ufunc__")
     # Only a subclass is asked, because NumPy imports its ma when somebody names it.
     if isinstance(data, np.ndarray) and type(data) is not np.ndarray and isinstance(data, np.ma.MaskedArray):
@@ -738,13 +738,14 @@ class Tensor:
         value = self._constant("a NumPy array")
         return np.array(value, dtype) if copy else np.asarray(value, dtype)
 
-    def _constant(
-        self, what, advice="np.stack([...]) for np.array([...]), X @ t for X.dot(t), Tensor(df) @ t for df @ t,"
-    ):
+    def _constant(self, what, instead=""):
         value = _unwrapped(self)
         if self._node is not None and not isinstance(value, _Traced):
             what = f"a Tensor that requires gradients would lose them as {what}"
-            raise TypeError(f"{what}: write {advice} np. functions for math's, .item() or .detach() without gradients")
+            instead = instead or "np.stack([...]) for np.array([...]), X @ t for X.dot(t), Tensor(df) @ t for df @ t"
+            raise TypeError(
+                f"{what}: write {instead}, np. functions for math's, .item() or .detach() without gradients"
+            )
         return value
 
     def __array_ufunc__(self, ufunc, method, *inputs, **options):
@@ -1448,10 +1449,8 @@ class _Call:
             self.out = _map(_as_tensor, f(*given, **options))
         results, own = _leaves(self.out), any(_is_foreign(node.out) for node in self.nodes)
         lost = not own and any(_is_foreign(t._value) for t in results) and not any(t._node for t in results)
-        what = (
-            "no gradient can be followed into an array of another library: call np.dot(X, w), np.mean(x) and the like"
-        )
-        _check(not lost, f"{what} instead of that library's own functions and methods", TypeError)
+        what = "no gradient can be followed into an array of another library: call np.dot(X, w), np.mean(x) and the"
+        _check(not lost, f"{what} like instead of that library's own functions and methods", TypeError)
         if _thread.trace:
             _thread.trace.name(self.out, getattr(f, "__name__", "f").replace("<lambda>", "f"))
 
@@ -1812,9 +1811,8 @@ class _Trace:
         self.lines: dict[Any, _Line] = {}  # by what they say, so that nothing is said twice
         self.outside: dict[int, _Line] = {}  # what else the function reads, by its id
         self.step: tuple[Any, ...] = ()  # of the lines to come, set by _backward
-        self.slopes: dict[Any, dict] = collections.defaultdict(
-            dict
-        )  # of each step, by the order of nodes, what completes it
+        # Of each step, by the order of nodes, the line that completes it.
+        self.slopes: dict[Any, dict] = collections.defaultdict(dict)
         self.texts: dict[_Line, str] = {}  # of each line its name, or its call where that stands in for it
         self.names = collections.Counter(_reserved)  # how often they were asked for
         self.parameters: list[_Line] = []  # of the lines outside, those that the text reads
@@ -2214,11 +2212,9 @@ def _generate(f, args, options):
     comma = "," * (len(results) == 1 and results is out)
     last = f"return {', '.join(texts)}{comma}" + (f"  # {', '.join(shapes)}" if shapes else "")
     outside, name = [trace.texts[line] for line in trace.parameters], str.__str__(getattr(f, "__name__", ""))
-    name, seen = (
-        unicodedata.normalize("NFKC", name),
-        [f"{trace.texts[x]} {x.shape or ''}".strip() for x in trace.parameters],
-    )
+    name = unicodedata.normalize("NFKC", name)
     name = name if name.isidentifier() and name not in _reserved and name[0] != "_" else "function"
+    seen = [f"{trace.texts[x]} {x.shape or ''}".strip() for x in trace.parameters]
     head = f"def {name}({', '.join([*parameters[:n], *outside, *parameters[n:]])}):"
     body = [
         f"    {line}".rstrip()
