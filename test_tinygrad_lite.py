@@ -1488,6 +1488,14 @@ def test_gradients_of_functions_of_large_arrays():
     np.testing.assert_array_equal(grad(lambda x: 3.0)(x), np.zeros(20_000))
 
 
+@pytest.mark.parametrize("read", ["g * _x", "g * len(_x)", "g * _x[0]", "g * _x.sum()", "g * np.sum(_x)", "[*_x]"])
+def test_rule_that_reads_what_it_says_it_does_not_is_an_error_and_no_wrong_gradient(read):
+    double = defvjp(lambda x: x * 2.0, eval(f"lambda g, out, _x: {read}"))
+    out = double(leaf(np.ones(20_000)))
+    with pytest.raises((TypeError, AttributeError), match=r"_Unread|reads \.sum of a parameter whose name"):
+        out.sum().backward()
+
+
 def test_any_number_of_arrays_is_joined_by_one_rule_that_grows_with_the_largest():
     table = len(tinygrad_lite._table)
     for n in range(1, 200):
@@ -2895,7 +2903,15 @@ def test_memory_order_of_arguments_does_not_matter(order):
 
 def test_python_floats_stay_weak_and_their_arithmetic_is_numpys_under_jit():
     single = np.array([1.5, -2.0], np.float32)
-    operators = [operator.add, operator.sub, operator.mul, operator.truediv, operator.pow, operator.mod]
+    operators = [
+        operator.add,
+        operator.sub,
+        operator.mul,
+        operator.truediv,
+        operator.pow,
+        operator.mod,
+        operator.floordiv,
+    ]
     with np.errstate(all="ignore"):
         for op in operators:
             compiled = jit(lambda x, a, b, op=op: (x * op(a, b), op(a, 3), op(3, a), op(a, 2.0) * x, op(x, a)))
@@ -4064,7 +4080,7 @@ OPERATORS = [operator.add, operator.sub, operator.mul, operator.truediv, operato
 COMPARISONS = [operator.lt, operator.le, operator.gt, operator.ge, operator.eq, operator.ne]
 
 
-@pytest.mark.parametrize("op", OPERATORS + COMPARISONS, ids=lambda op: op.__name__)
+@pytest.mark.parametrize("op", [*OPERATORS, *COMPARISONS, operator.floordiv], ids=lambda op: op.__name__)
 @pytest.mark.parametrize(
     "other",
     [2, 2.0, True, np.float64(2), np.float32(2), np.int64(2), np.array(2.0), np.array([1.0, 2.0, 3.0]), [1, 2, 3],
@@ -4635,11 +4651,17 @@ def test_sgd_and_to_dot_say_what_they_take():
             SGD(w, lr=0.1)
     with pytest.raises(TypeError, match="takes a Tensor, not ndarray"):
         to_dot(np.ones(3))
+    w = leaf(1.0)
+    for names in ({w: "w"}, [w], "w"):
+        with pytest.raises(TypeError, match=r"names as a dict from str, \{'w': w\}, not "):
+            to_dot(w, names=names)
 
 
 def test_to_dot_of_leaves_constants_scalars_and_lazy_arrays():
     assert [*drawn(leaf(2.0))[0]] == ["leaf"]
     assert [*drawn(Tensor([1.0, 2.0]))[0]] == ["constant"]
+    assert "fillcolor" in to_dot(leaf(2.0))
+    assert "fillcolor" not in to_dot(Tensor(2.0) * 3)
     nodes, _ = drawn(Tensor(da.ones(5, chunks=2), requires_grad=True).sum())
     assert nodes["leaf"]["label"] == ["leaf", "(5,) float64"]
     assert nodes["np.sum"]["label"] == ["np.sum", "() float64"]
@@ -4681,12 +4703,13 @@ ERRORS: list[tuple[str, Any, type[Exception], str]] = [
     ("tensordot", lambda: np.tensordot(leaf(np.ones((2, 3))), np.ones((3, 2))), ValueError, r"np\.tensordot of shapes"),
     ("weights", lambda: np.average(leaf(np.ones(2)), weights=np.ones(3)), ValueError, r"takes weights of \(2,\), not"),
     ("order", lambda: np.reshape(leaf(np.ones(6)), (2, 3), "F"), TypeError, r"np\.reshape.* takes no order: leave"),
-    ("no result", lambda: grad(lambda x: None)(1.0), TypeError, r"dtype object"),
-    ("two results", lambda: grad(lambda x: (x, x))(1.0), ValueError, r"grad\(\) of .*not one number"),
-    ("several", lambda: grad(lambda x: x)(np.ones(3)), ValueError, r"grad\(\) of \(3,\), not one number: \.sum\(\) it"),
+    ("no result", lambda: grad(lambda x: None)(1.0), TypeError, r"not None: does a function lack a return"),
+    ("two results", lambda: grad(lambda x: (x, x))(1.0), ValueError, r"returns one number, not \(Tensor"),
+    ("several", lambda: grad(lambda x: x)(np.ones(3)), ValueError, r"one number, not shape \(3,\): \.sum\(\) it"),
     ("integer argument", lambda: grad(lambda x: x * 2)(3), TypeError, r"int64 data cannot require gradients: .*3\.0"),
-    ("argnums twice", lambda: grad(lambda x, y: x * y, (0, -2))(1.0, 2.0), ValueError, r"argnums \(0, -2\): each"),
-    ("no such argument", lambda: grad(lambda x: x, 1)(1.0), ValueError, r"argnums \(1,\): each must name another of 1"),
+    ("argnums twice", lambda: grad(lambda x, y: x * y, (0, -2))(1.0, 2.0), ValueError, r"among 2 .*, not \(0, -2\)"),
+    ("no such argument", lambda: grad(lambda x: x, 1)(1.0), ValueError, r"argnums .* 1 positional .*, not \(1,\)"),
+    ("no tuples", lambda: jvp(abs, np.ones(1), np.ones(1)), TypeError, r"write \(x,\) and \(v,\)"),
     ("tangents", lambda: jvp(lambda p: p["a"], ({"a": 1.0},), ({"b": 1.0},)), ValueError, r"structure.*\{'a': \(\)\}"),
     ("tangent shape", lambda: jvp(abs, (1.0,), (np.ones(2),)), ValueError, r"arguments, \(\(\),\), not \(\(2,\),\)"),
     ("inner Tensor", lambda: defvjp(lambda x: x * leaf(2.0), lambda g, out, x: g)(leaf(1.0)), TypeError, r"gave a T"),
@@ -4715,12 +4738,12 @@ ERRORS: list[tuple[str, Any, type[Exception], str]] = [
     ("too few arguments", lambda: np.reshape(leaf(1.0)), TypeError, r"shape"),
     ("writing", lambda: operator.setitem(leaf([1.0]), 0, 1), TypeError, r"cannot be written to.*np\.where"),
     ("np.asarray", lambda: np.asarray(leaf([1.0])), TypeError, r"NumPy array.*\.detach\(\)"),
-    ("np.array of a list", lambda: np.array([leaf(1.0), leaf(2.0)]), TypeError, r"NumPy array.*np\.stack.*detach\(\)"),
+    ("np.array of a list", lambda: np.array([leaf(1.0), leaf(2.0)]), TypeError, r"NumPy array.*detach\(\).*np\.stack"),
     ("X.dot", lambda: np.ones((2, 2)).dot(leaf([1.0, 2.0])), TypeError, r"NumPy array.*X @ t for X\.dot\(t\)"),
-    ("float", lambda: float(leaf(1.0)), TypeError, r"Python number.*np\. functions.*\.item\(\)"),
-    ("int", lambda: int(leaf(1.0)), TypeError, r"Python number.*np\. functions.*\.item\(\)"),
-    ("math.exp", lambda: math.exp(leaf(1.0)), TypeError, r"Python number.*np\. functions.*\.item\(\)"),
-    ("np.float64", lambda: np.float64(leaf(1.0)), TypeError, r"np\. functions.*\.item\(\)"),
+    ("float", lambda: float(leaf(1.0)), TypeError, r"Python number.*\.item\(\).*np\. functions"),
+    ("int", lambda: int(leaf(1.0)), TypeError, r"Python number.*\.item\(\).*np\. functions"),
+    ("math.exp", lambda: math.exp(leaf(1.0)), TypeError, r"Python number.*\.item\(\).*np\. functions"),
+    ("np.float64", lambda: np.float64(leaf(1.0)), TypeError, r"\.item\(\).*np\. functions"),
     ("array[:] = t", lambda: operator.setitem(np.zeros(2), slice(None), leaf([1.0, 2])), TypeError, r"\.item\(\)"),
     ("array += t", lambda: operator.iadd(np.zeros(2), leaf(1.0)), TypeError, r"np\.add with out=.*y = np\.add"),
     ("out=", lambda: np.exp(leaf(1.0), out=np.zeros(())), TypeError, r"np\.exp with out="),
@@ -4731,7 +4754,8 @@ ERRORS: list[tuple[str, Any, type[Exception], str]] = [
     ("no rule for a ufunc", lambda: np.spacing(leaf([1.0])), TypeError, r"np\.spacing has no derivative rule.*defvjp"),
     ("no function", lambda: defvjp(3, lambda g: g), TypeError, r"takes a function.*not 3"),  # type: ignore[arg-type]
     ("rule without rules", lambda: defvjp(lambda x: x), TypeError, r"takes a function and rules, not.*\(\)"),
-    ("nothing", lambda: Tensor(None), TypeError, r"dtype object"),
+    ("nothing", lambda: Tensor(None), TypeError, r"not None"),
+    ("objects", lambda: Tensor([object()]), TypeError, r"dtype object: convert it first"),
     ("gradcheck of integers", lambda: gradcheck(lambda x: x * 2, 2), TypeError, r"no float argument"),
     ("no rule for an option", lambda: np.sum(leaf([1.0]), dtype=float), TypeError, r"np\.sum.* takes no dtype: leave"),
     ("no rule for an argument", lambda: np.where(leaf([1.0]), 1.0, 2.0), TypeError, r"np\.where.*argument 0"),

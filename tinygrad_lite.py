@@ -16,9 +16,16 @@ A ``Tensor`` holds a number (a 0-d array) or an array. Operations on Tensors tha
 >>> print(f"y = {w:.3f} x + {b:.3f}")
 y = 1.000 x + -1.000
 
+NumPy's own functions take Tensors, ``np.exp(t)`` or ``np.concatenate([t, u])``, and functions written with them can be
+differentiated as they are:
+
+>>> from tinygrad_lite import grad
+>>> grad(lambda w: np.linalg.norm(np.tanh(w)))(np.array([0.0, 1.0]))
+array([0.        , 0.41997434])
+
 The file in reading order: recording (what an operation leaves behind), Tensor, the table of derivative rules, backward,
-gradients of functions, jit, SGD, tools. The table is the heart: a row for each of NumPy's functions, each rule written
-once, in ordinary NumPy.
+gradients of functions, jit, SGD, tools. The table is the heart: a row for each function of NumPy that can be
+differentiated, each rule written once, in ordinary NumPy.
 """
 
 from __future__ import annotations
@@ -60,7 +67,6 @@ __version__ = "0.1.0"
 _new, _float64, _ndarray = object.__new__, np.float64, np.ndarray  # looked up once, as every operation needs them
 _next_order = itertools.count(0, -1).__next__
 _LARGE = 10_000  # elements: below that, an array is not worth forgetting
-_Shape = collections.namedtuple("_Shape", "shape dtype ndim size")  # kept of an array that no rule will read
 
 
 def _check(ok, message, error=ValueError):
@@ -81,6 +87,18 @@ def _check_untraced(what):
     """Refuse what would happen while ``jit`` traces, and in no later call."""
     if _traces and _thread.trace:
         raise _UntraceableError(f"{what} would happen only once under jit(): do it outside")
+
+
+class _Unread:
+    """What is kept of a large array that no rule will read."""
+
+    __slots__ = ("dtype", "ndim", "shape", "size")
+
+    def __init__(self, x):
+        self.dtype, self.ndim, self.shape, self.size = x.dtype, x.ndim, x.shape, x.size
+
+    def __getattr__(self, name):
+        raise AttributeError(f"a VJP reads .{name} of a parameter whose name says, by its underscore, that it does not")
 
 
 class _Leaf:
@@ -114,7 +132,7 @@ class _Node:
         """Keep of the arrays that the rules will not read no more than shape and dtype."""
         kept = self.row.kept(tuple([parent is not None for parent in self.parents]))
         self.out, *self.values = [
-            x if keep or x.__class__ is not _ndarray else _Shape(x.shape, x.dtype, x.ndim, x.size)
+            x if keep or x.__class__ is not _ndarray else _Unread(x)
             for x, keep in zip((self.out, *self.values), kept, strict=True)
         ]
 
@@ -257,7 +275,8 @@ def _as_value(data):
     value = data if is_array and not isinstance(data, np.ndarray) else np.asarray(data)
     if value.dtype.kind not in "biuf":
         advice = "take its real part" if value.dtype.kind == "c" else "convert it first, with data.astype(float) say"
-        raise TypeError(f"a Tensor holds booleans, integers or floats, not data of dtype {value.dtype}: {advice}")
+        what = f"data of dtype {value.dtype}: {advice}" if data is not None else "None: does a function lack a return?"
+        raise TypeError(f"a Tensor holds booleans, integers or floats, not {what}")
     return value if is_array or value.ndim else value[()]
 
 
@@ -472,7 +491,8 @@ def _operator(function, compute) -> tuple[Callable[[Any, Any], Tensor], Callable
     def reflected(y, x):
         return forward(x, y)
 
-    forward.__doc__ = reflected.__doc__ = f"``{_name(function)}`` of two operands, which broadcast."
+    for method in (forward, reflected):
+        method.__name__, method.__doc__ = function.__name__, f"``{_name(function)}`` of two operands, which broadcast."
     return forward, reflected
 
 
@@ -482,14 +502,14 @@ def _example(what, call, result):
 
 
 def _method(function, call, result) -> Callable[..., Tensor]:
-    """A function of the table as a method of Tensor, with the arguments that NumPy's function takes."""
+    """A function of the table as a method of Tensor."""
 
     def method(self, *args, **options):
         return _apply(function, (self, *args), options)
 
     method.__name__ = function.__name__.lstrip("_")
-    what = f"``{_name(function)}`` of this Tensor, with the arguments that it takes after the array."
-    method.__doc__ = _example(what, call, result)
+    what = f"``{_name(function)}`` of this Tensor, with the arguments that follow the array there."
+    method.__doc__ = _example(f"{what} Not all go with gradients: an error says which.", call, result)
     return method
 
 
@@ -534,7 +554,7 @@ class Tensor:
     data : a number, nested lists, a NumPy scalar or array, a pandas Series or DataFrame, or any array that answers
         NumPy's protocols ``__array_ufunc__`` and ``__array_function__``. Arrays are not copied.
     requires_grad : whether ``backward`` shall bring gradients here; for floating dtypes only.
-    dtype : the dtype to convert to; by default the data's own.
+    dtype : the dtype to convert to; by default the data's own, which is float64 for Python's floats.
 
     Raises
     ------
@@ -743,9 +763,7 @@ class Tensor:
         if self._node is not None and not isinstance(value, _Traced):
             what = f"a Tensor that requires gradients would lose them as {what}"
             instead = instead or "np.stack([...]) for np.array([...]), X @ t for X.dot(t), Tensor(df) @ t for df @ t"
-            raise TypeError(
-                f"{what}: write {instead}, np. functions for math's, .item() or .detach() without gradients"
-            )
+            raise TypeError(f"{what}: write .item() or .detach() to do without, np. functions for math's, {instead}")
         return value
 
     def __array_ufunc__(self, ufunc, method, *inputs, **options):
@@ -777,6 +795,7 @@ class Tensor:
     (__mul__, __rmul__), (__pow__, __rpow__) = _operator(np.multiply, op.mul), _operator(np.power, op.pow)
     __matmul__, __rmatmul__ = _operator(np.matmul, np.matmul)
     (__truediv__, __rtruediv__), (__mod__, __rmod__) = _operator(np.divide, op.truediv), _operator(np.mod, op.mod)
+    __floordiv__, __rfloordiv__ = _operator(np.floor_divide, op.floordiv)
     (__eq__, _), (__ne__, _) = _operator(np.equal, op.eq), _operator(np.not_equal, op.ne)  # type: ignore
     (__lt__, _), (__le__, _) = _operator(np.less, op.lt), _operator(np.less_equal, op.le)
     (__gt__, _), (__ge__, _) = _operator(np.greater, op.gt), _operator(np.greater_equal, op.ge)
@@ -872,9 +891,10 @@ def defvjp(function: Callable, *vjps: Callable | None) -> Callable:
     function : a NumPy function, any ufunc, or a plain Python function of arrays.
     vjps : for each positional argument ``vjp(g, out, *arguments, **options)``, or None where there is no derivative.
         ``g`` and ``out``, the result, have the same shape; the VJP may return the shape that broadcasting gave its
-        argument. All take the same options, with the function's defaults. Where the name of a parameter begins with an
-        underscore, the VJP reads no more of it than shape, ndim, size and dtype, which saves memory. None alone says
-        that the result is a constant. Graphs that were recorded before a rule is replaced may need the old one.
+        argument. Each declares the options of the function, with its defaults. A parameter whose name begins with an
+        underscore must not be read but for its shape, ndim, size and dtype: of arrays of 10,000 elements and more
+        nothing else is kept, which saves memory. None alone says that the result is a constant. Graphs that were
+        recorded before a rule is replaced may need the old one.
 
     Returns
     -------
@@ -1439,7 +1459,8 @@ class _Call:
         self.nodes: list[_Node] = []
         argnums, self.single = (argnums, False) if isinstance(argnums, (tuple, list, range)) else ((argnums,), True)
         places = [range(len(args))[i] for i in argnums if -len(args) <= i < len(args)]
-        _check(len({*places}) == len(argnums), f"argnums {argnums}: each must name another of {len(args)} arguments")
+        what = f"argnums must be different positions among {len(args)} positional arguments, not {argnums}"
+        _check(len({*places}) == len(argnums), what)
         for i in places:
             given[i] = _map(self.variable, args[i])
         self.chosen = [args[i] for i in places]
@@ -1516,7 +1537,8 @@ def value_and_grad(f: Callable, argnums: int | tuple[int, ...] = 0) -> Callable:
     def value_and_gradient(*args, **options):
         call = _Call(f, argnums, args, options)
         one = isinstance(call.out, Tensor) and call.out.size == 1
-        _check(one, f"grad() of {getattr(call.out, 'shape', call.out)}, not one number: .sum() it, or take jacobian()")
+        got = f"shape {call.out.shape}" if isinstance(call.out, Tensor) else call.out
+        _check(one, f"a gradient needs a function that returns one number, not {got}: .sum() it, or take jacobian()")
         gradient = call.arranged(call.gradients([call.out], [_one(_as_array(call.out._value))]))
         return call.finished(call.out), gradient
 
@@ -1629,6 +1651,8 @@ def jvp(f: Callable, args: tuple, tangents: tuple) -> tuple[Any, Any]:
     >>> jvp(lambda x, y: x * y, (2.0, 3.0), (1.0, 10.0))
     (array(6.), array(23.))
     """
+    tuples = isinstance(args, (tuple, list)) and isinstance(tangents, (tuple, list))
+    _check(tuples, "jvp() takes tuples of arguments and of tangents: write (x,) and (v,)", TypeError)
     structure, other = [str(_map(lambda x: _as_tensor(x).shape, (*trees,))) for trees in (args, tangents)]
     _check(structure == other, f"jvp() takes tangents with the structure of the arguments, {structure}, not {other}")
     call, tangents = _Call(f, range(len(args)), args, {}), tuple(map(_as_tensor, _leaves(tangents)))
@@ -2282,9 +2306,10 @@ def jit(f: Callable) -> Any:
     Returns
     -------
     A function of the same arguments that returns the same structure, with new arrays in place of Tensors, 0-d arrays
-    for numbers. It has three more:
+    for floats. It has three more:
 
-    ``source(*args)`` : the text of a module with the generated function, which needs NumPy alone.
+    ``source(*args)`` : the text of a module with the generated function, which needs NumPy alone. Where a Python float
+        becomes a number of NumPy's, that says ``np.float64(...)``.
     ``lower(*args)`` : the generated function itself, for arguments of the same kind, which it does not check. It takes
         and returns NumPy's scalars for numbers. Tensors and arrays from outside it has with it.
     ``cache_info()`` : as of ``functools.lru_cache``; the 128 kinds that were used last are kept.
@@ -2376,13 +2401,14 @@ class SGD:
     Parameters
     ----------
     params : the Tensors to train, leaves that require gradients.
-    lr : the learning rate; this and the rates that follow may be changed between steps.
+    lr : the learning rate; ``optimizer.lr = 0.01`` changes it between steps, and so on for those that follow.
     momentum, weight_decay : how much of the step before is kept, and how strongly parameters are pulled to 0.
     nesterov : whether to look a step of momentum ahead.
 
     Raises
     ------
-    TypeError, ValueError : for no parameters, for what is no such Tensor, for rates that are negative or not finite.
+    ValueError : for no parameters, what is no such Tensor, or one twice; for rates that are negative or not finite, or
+        ``nesterov`` without momentum. Later changes of the rates are not checked.
 
     >>> p = Tensor([1.0, 2.0], requires_grad=True)
     >>> optimizer = SGD([p], lr=0.1)
@@ -2578,7 +2604,7 @@ def to_dot(t: Tensor, names: dict[str, Any] | None = None) -> str:
 
     Raises
     ------
-    TypeError : for what is no Tensor.
+    TypeError : for what is no Tensor, and for names that are no such dict.
 
     Notes
     -----
@@ -2597,6 +2623,8 @@ def to_dot(t: Tensor, names: dict[str, Any] | None = None) -> str:
     }
     """
     _check(isinstance(t, Tensor), f"to_dot() takes a Tensor, not {type(t).__name__}: give it the result", TypeError)
+    named = names is None or (isinstance(names, dict) and all(isinstance(name, str) for name in names))
+    _check(named, f"to_dot() takes names as a dict from str, {{'w': w}}, not {names!r}", TypeError)
     root = t._node or _Leaf()
     values, stack = {root: t._value}, [root]
     while stack:
@@ -2635,7 +2663,7 @@ def to_dot(t: Tensor, names: dict[str, Any] | None = None) -> str:
             g, what, style = gradients.get(node), _name(node.row.function), ""
             what += "".join([f" {option}={value!r}" for option, value in sorted((node.options or {}).items())])
         else:
-            g, style = _unwrapped(node.grad), ", style=filled, fillcolor=lightblue"
+            g, style = _unwrapped(node.grad), ", style=filled, fillcolor=lightblue" * t.requires_grad
             what = called.get(id(node), "leaf" if t.requires_grad else "constant")
         g = np.broadcast_to(g, x.shape) if isinstance(g, (np.ndarray, np.generic)) else g
         slope = "" if g is None else number(g)
