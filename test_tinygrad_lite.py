@@ -35,6 +35,7 @@ import tempfile
 import termios
 import threading
 import time
+import tomllib
 import traceback
 import tracemalloc
 import warnings
@@ -87,8 +88,8 @@ settings.load_profile("suite")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts this in the background ignores Ctrl-C
 
 HERE = Path(__file__).parent
-# Where the tests run on several Pythons, PART=1/3 and so on share out those that go through hundreds of slow cases.
-PART, PARTS = map(int, os.environ.get("PART", "1/1").split("/"))
+# Where the tests run on several Pythons, TEST_PART=1/3 and so on share out those of hundreds of slow cases.
+PART, PARTS = map(int, os.environ.get("TEST_PART", "1/1").split("/"))
 SEEDS = st.integers(0, 2**32 - 1)
 
 
@@ -4539,6 +4540,7 @@ def test_detect_anomaly_lets_pass_what_was_infinite_before_and_changes_no_number
     with detect_anomaly(), np.errstate(all="ignore"):
         loss(x, mask).backward()
         (leaf([np.nan, np.inf]) * 2).sum().backward()
+        np.exp(leaf([np.inf, *np.ones(20_000)])).sum().backward()
         np.argmax(np.sqrt(leaf([4.0, 1.0]).detach() - 2))  # not recorded
     loss(y, mask).backward()
     np.testing.assert_array_equal(x.grad, y.grad)
@@ -4690,7 +4692,8 @@ def test_tensor_shows_itself_as_numpy_does():
 
 # --- Bad input to the engine ------------------------------------------------------------------------------------------
 
-BAD_RULES = [defvjp(lambda x: x * 2, lambda g, out, x: np.ones(3)), defvjp(lambda x: x * 2, lambda g, out, x: None)]
+BAD_GRADIENTS = np.ones(3), None, np.ones((5, 2)), np.ones(2) * 1j, np.array([None, 2.0])
+BAD_RULES = [defvjp(lambda x: x * 2, lambda g, out, x, bad=bad: bad) for bad in BAD_GRADIENTS]
 ERRORS: list[tuple[str, Any, type[Exception], str]] = [
     ("broadcast", lambda: leaf([1.0, 2.0]) * np.ones(3), ValueError, r"np\.multiply of shapes \(2,\) and \(3,"),
     ("function", lambda: np.add(leaf([1.0, 2.0]), np.ones(3)), ValueError, r"np\.add of shapes \(2,\) and \(3,"),
@@ -4734,6 +4737,9 @@ ERRORS: list[tuple[str, Any, type[Exception], str]] = [
     ("result of two", lambda: defvjp(lambda x: (x, x), lambda g, out, x: g)(leaf(1.0)), TypeError, r"gave a tuple"),
     ("rule of a shape", lambda: BAD_RULES[0](leaf([1.0, 2])).sum().backward(), ValueError, r"returned shape \(3,"),
     ("rule of no array", lambda: BAD_RULES[1](leaf([1.0, 2.0])).sum().backward(), TypeError, r"returned a NoneType"),
+    ("rule of more", lambda: BAD_RULES[2](leaf([1.0, 2.0])).sum().backward(), ValueError, r"returned shape \(5, 2\)"),
+    ("complex rule", lambda: BAD_RULES[3](leaf([1.0, 2.0])).sum().backward(), TypeError, r"dtype complex128 for"),
+    ("rule of objects", lambda: BAD_RULES[4](leaf([1.0, 2.0])).sum().backward(), TypeError, r"returned dtype object"),
     ("rule that is none", lambda: defvjp(lambda x: x, 3.0), TypeError, r"takes a function and rules.*\(3\.0,\)"),
     ("too few arguments", lambda: np.reshape(leaf(1.0)), TypeError, r"shape"),
     ("writing", lambda: operator.setitem(leaf([1.0]), 0, 1), TypeError, r"cannot be written to.*np\.where"),
@@ -4811,7 +4817,7 @@ def test_everything_public_has_an_example_and_says_what_it_raises():
     assert len(public) > 40
     assert [name for name in (*tinygrad_lite.__all__, *public) if not tests[name].examples] == []
     silent = {name for name in tinygrad_lite.__all__ if "Raises\n" not in tests[name].docstring}
-    assert silent == {"no_grad", "relu", "sigmoid"}  # which raise nothing
+    assert silent == {"no_grad", "relu", "sigmoid"}
 
 
 def as_mermaid(dot: str) -> str:
@@ -5944,9 +5950,7 @@ def test_loss_that_overflows_stops_with_the_epoch_and_no_report(options, gender)
 def start(*argv):
     """The script as a user starts it."""
     command = [sys.executable, str(HERE / "train_gender.py"), "--epochs=1000000", *argv]
-    # A test run in the background ignores SIGINT, and what it starts would, too.
-    unignore = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)} if os.name == "posix" else {}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **unignore)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def test_interruption_ends_with_the_report_so_far():
@@ -6076,6 +6080,13 @@ def test_commands_of_the_readme_run_as_printed_but_for_the_number_of_epochs(tmp_
     assert others == [["pytest"], ["benchmarks/peers.py"]]  # this run, and what has tests of its own
     scripts.remove(next(command for command in scripts if "--dask" in command))  # that has one too
     assert len(scripts) == 4
+    project = tomllib.loads((HERE / "pyproject.toml").read_text())
+    known = {
+        re.sub(">=.*", "", name) for extra in project["project"]["optional-dependencies"].values() for name in extra
+    }
+    known |= {*project["dependency-groups"]}
+    named = re.findall(r"uv run --(?:with|group) '?([^' ]+)", (HERE / "README.md").read_text())
+    assert known - {"dev"} == {*named}
     (tmp_path / "docs").mkdir()
     for script, *options in scripts:
         command = [sys.executable, HERE / script, *options, "--epochs=2"]

@@ -243,8 +243,7 @@ def _recording(on: bool) -> Iterator[None]:
 def no_grad() -> contextlib.AbstractContextManager[None]:
     """Record nothing within: a context manager, or a decorator when called (``@no_grad()``); per thread.
 
-    Results are the same, and require no gradients. As a decorator it is for plain functions: in a generator function,
-    put the ``with`` inside.
+    It is not for generator functions: around a ``yield`` it would hold for the caller too.
 
     >>> w = Tensor(3.0, requires_grad=True)
     >>> with no_grad():
@@ -359,11 +358,15 @@ def _check_local(function, *trees):
 _lock = threading.RLock()  # for what threads have in common: the filters of warnings, the table, the leaves
 
 
+def _shapes(values):
+    """The shapes of the arrays among some values, in words."""
+    return " and ".join([str(x.shape) for x in values if isinstance(getattr(x, "shape", None), tuple)])
+
+
 def _explain(error, function, values):
     """Raise a ValueError with the operation and the shapes that it met, but none of the user's own errors."""
     if type(error).__module__.split(".")[0] in ("builtins", "numpy"):
-        shapes = " and ".join([str(value.shape) for value in values if hasattr(value, "shape")])
-        raise type(error)(f"{_name(function)} of shapes {shapes}: {str(error).strip()}") from None
+        raise type(error)(f"{_name(function)} of shapes {_shapes(values)}: {str(error).strip()}") from None
 
 
 def _compute(function, compute, values, options, foreign=False):
@@ -1430,13 +1433,17 @@ def _fit(g, x, out, row, parent):
         g = _whole(g, stretched)
         new = g.ndim - x.ndim
         axes = tuple([axis for axis, n in enumerate(g.shape) if axis < new or n != x.shape[axis - new]])
-        if new < 0 or any(x.shape[axis - new] != 1 for axis in axes if axis >= new):
+        fits = all(x.shape[a - new] == 1 if a >= new else g.shape[a : a + 1] == out.shape[a : a + 1] for a in axes)
+        if new < 0 or not fits:
             raise ValueError(f"a rule of {_name(row.function)} returned shape {g.shape} for an argument of {x.shape}")
         g = g.sum(axes) if axes else g
         g = g if g.shape == x.shape else g.reshape(x.shape)
     elif parent.row is None or not parent.row.elastic or not x.size:  # a number is more than an array of nothing
         g = _whole(g, x)
-    g = g if g.dtype == x.dtype else g.astype(x.dtype)
+    if g.dtype != x.dtype:
+        what = f"a rule of {_name(row.function)} returned dtype {g.dtype} for an argument of {x.dtype}"
+        _check(np.can_cast(g.dtype, x.dtype, "same_kind"), what, TypeError)
+        g = g.astype(x.dtype)
     return g if x.__class__ in _quick or not _is_foreign(_unwrapped(x)) else _alike(g, _unwrapped(x))
 
 
@@ -2317,10 +2324,11 @@ def jit(f: Callable) -> Any:
     Notes
     -----
     A kind is a structure with the shapes and dtypes of its arrays and floats, and the values of everything else: of an
-    int, bool, string or None. Tensors from outside f are read at each call, so that steps of an optimizer are seen;
-    which ones is fixed, as are arrays from outside and all that NumPy makes of such alone, random numbers too. No
-    gradient flows through the result to Tensors from outside. Called with Tensors that require gradients, with arrays
-    of another library, within another such function or ``detect_anomaly``, f itself runs.
+    int, bool, string or None. (The text of a Tensor tells its shape alone.) Tensors from outside f are read at each
+    call, so that steps of an optimizer are seen; which ones is fixed, as are arrays from outside and all that NumPy
+    makes of such alone, random numbers too. No gradient flows through the result to Tensors from outside. Called with
+    Tensors that require gradients, with arrays of another library, within another such function or ``detect_anomaly``,
+    f itself runs.
 
     Raises
     ------
@@ -2532,9 +2540,9 @@ def _user_line():
 
 
 def _anomaly(what, found, row, values, line):
-    shapes = " and ".join([str(x.shape) for x in values if hasattr(x, "shape")])
+    what += f"{_name(row.function)} of shape {_shapes(values)}"
     kind = "nan" if np.isnan(_unwrapped(found)).any() else "infinity"
-    raise FloatingPointError(f"{what}{_name(row.function)} of shape {shapes} made {kind} of finite numbers: see {line}")
+    raise FloatingPointError(f"{what} made {kind} of finite numbers: see {line}")
 
 
 class _WatchedNode(_Node):
@@ -2547,6 +2555,9 @@ class _WatchedNode(_Node):
         if not _is_finite(out) and _is_finite(values):
             _anomaly("", out, row, values, self.line)
         super().__init__(row, parents, values, out, options)
+
+    def forget(self):
+        """Nothing, as what was nan or infinite before is no anomaly."""
 
 
 def _watch_gradient(node, i, g, gradient):
