@@ -336,12 +336,10 @@ def job(argv: Sequence[str] | None) -> int:
 def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     """The options, each of them valid."""
     parser = Parser(description="Predict income from gender, age and height.", allow_abbrev=False)
-    source = parser.add_mutually_exclusive_group()
-    sources = ["auto", "kaggle", "sample"]
-    source.add_argument(
-        "--source", choices=sources, default="auto", help="auto (the default): kaggle, where that fails sample"
-    )
-    source.add_argument("--csv", metavar="FILE", help=f"a file with the columns {', '.join(COLUMNS)}")
+    add, add_source = parser.add_argument, parser.add_mutually_exclusive_group().add_argument
+    meaning = "auto (the default): kaggle, where that fails sample"
+    add_source("--source", choices=["auto", "kaggle", "sample"], default="auto", help=meaning)
+    add_source("--csv", metavar="FILE", help=f"a file with the columns {', '.join(COLUMNS)}")
     below_1 = math.nextafter(1, 0)
     momentum = number(float, "a number from 0 to below 1", 0, below_1)
     fraction = number(float, "a number between 0 and 1", math.ulp(0), below_1)
@@ -354,10 +352,10 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
         ("--seed", 0, count_or_none, "of the split, the weights and the batches"),
         ("--test-fraction", 0.2, fraction, "the rows set aside for testing"),
     ):
-        parser.add_argument(flag, type=kind, default=default, metavar="N", help=f"{meaning} (default: {default})")
-    parser.add_argument("--eager", action="store_true", help="gradients from backward() instead of code from jit")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the report")
-    parser.add_argument("--plot", metavar="FILE.png", help="draw losses, and predicted against true incomes")
+        add(flag, type=kind, default=default, metavar="N", help=f"{meaning} (default: {default})")
+    add("--eager", action="store_true", help="gradients from backward() instead of code from jit")
+    add("--json", action="store_true", help="print one JSON object instead of the report")
+    add("--plot", metavar="FILE.png", help="draw losses, and predicted against true incomes")
     return parser.parse_args(argv)
 
 

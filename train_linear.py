@@ -413,28 +413,19 @@ def train(
 def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     rows = number(int, f"an integer from {FEWEST_ROWS} to 1000000000", FEWEST_ROWS, 10**9)
     parser = Parser(description="Fit y = w * x + b by stochastic gradient descent, one example at a time.")
-    parser.add_argument("--rows", type=rows, help="rows to make, y = x - 1 (default 100000)")
-    parser.add_argument("--data", metavar="FILE.csv", nargs="+", help="train on files with the columns x,y instead")
-    parser.add_argument("--save-data", metavar="FILE.csv", help="write the data as x,y and go on")
-    parser.add_argument("--epochs", type=count_or_none, default=50, help="passes over the data (default 50)")
-    parser.add_argument(
-        "--batch-size", type=count, help="examples per step (default 1, with --dask a 16th of the rows)"
-    )
-    parser.add_argument(
-        "--lr", type=rate, help=f"first learning rate (default 0.1, in steps of {LARGE_BATCH} and more 0.4)"
-    )
-    parser.add_argument("--seed", type=count_or_none, default=0, help="of the shuffled order (default 0)")
-    parser.add_argument("--eager", action="store_true", help="train with backward() instead of code from jit")
-    parser.add_argument(
-        "--dask",
-        nargs="?",
-        const="local",
-        metavar="ADDRESS",
-        help="train on a Dask cluster: a new one, or tcp://host:8786",
-    )
-    parser.add_argument("--dask-memory-limit", metavar="SIZE", help="of each new Dask worker, such as 2GB")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
-    parser.add_argument("--plot", metavar="FILE.png", help="draw the loss and the line")
+    add = parser.add_argument
+    add("--rows", type=rows, help="rows to make, y = x - 1 (default 100000)")
+    add("--data", metavar="FILE.csv", nargs="+", help="train on files with the columns x,y instead")
+    add("--save-data", metavar="FILE.csv", help="write the data as x,y and go on")
+    add("--epochs", type=count_or_none, default=50, help="passes over the data (default 50)")
+    add("--batch-size", type=count, help="examples per step (default 1, with --dask a 16th of the rows)")
+    add("--lr", type=rate, help=f"first learning rate (default 0.1, in steps of {LARGE_BATCH} and more 0.4)")
+    add("--seed", type=count_or_none, default=0, help="of the shuffled order (default 0)")
+    add("--eager", action="store_true", help="train with backward() instead of code from jit")
+    add("--dask", nargs="?", const="local", metavar="ADDRESS", help="train on Dask: a new cluster, or tcp://host:8786")
+    add("--dask-memory-limit", metavar="SIZE", help="of each new Dask worker, such as 2GB")
+    add("--json", action="store_true", help="print one JSON object instead of lines")
+    add("--plot", metavar="FILE.png", help="draw the loss and the line")
     options = parser.parse_args(argv)
     if options.dask == "":
         parser.error("--dask '' is no address: give one such as tcp://host:8786, or none")
