@@ -2324,11 +2324,11 @@ def jit(f: Callable) -> Any:
     Notes
     -----
     A kind is a structure with the shapes and dtypes of its arrays and floats, and the values of everything else: of an
-    int, bool, string or None. (The text of a Tensor tells its shape alone.) Tensors from outside f are read at each
-    call, so that steps of an optimizer are seen; which ones is fixed, as are arrays from outside and all that NumPy
-    makes of such alone, random numbers too. No gradient flows through the result to Tensors from outside. Called with
-    Tensors that require gradients, with arrays of another library, within another such function or ``detect_anomaly``,
-    f itself runs.
+    int, bool, string or None. (``str`` of a Tensor tells its shape alone there.) Tensors from outside f are read at
+    each call, so that steps of an optimizer are seen; which ones is fixed, as are arrays from outside and all that
+    NumPy makes of such alone, random numbers too. No gradient flows through the result to Tensors from outside. Called
+    with Tensors that require gradients, with arrays of another library, within another such function or
+    ``detect_anomaly``, f itself runs.
 
     Raises
     ------
