@@ -4833,6 +4833,9 @@ def test_readme_names_and_links_exist():
         assert re.search(rf"^\s*(def|class) {name}\b|^{name}\b", source, re.MULTILINE) or hasattr(np.ndarray, name), (
             name
         )
+    rules = re.findall(r"`((?:lambda g, _, |-g \* )[^`]+)`", prose)  # which stand in the file
+    assert len(rules) == 3
+    assert all(rule in source for rule in rules)
     titles = re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
     anchors = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
     links = re.findall(r"\]\(([^)]+)\)", prose)
@@ -6067,9 +6070,12 @@ def test_script_run_by_a_user_trains_on_what_kaggle_serves():
 @pytest.mark.usefixtures("kaggle_is_this_machine")
 def test_commands_of_the_readme_run_as_printed_but_for_the_number_of_epochs(tmp_path, monkeypatch):
     monkeypatch.setenv("MPLCONFIGDIR", matplotlib.get_configdir())  # or it looks for fonts anew
-    scripts = [command for command in commands_of_the_readme() if command[0].startswith("train_")]
-    others = [command for command in commands_of_the_readme() if command not in scripts]
-    assert others == [["pytest"], ["benchmarks/peers.py"]]  # this run, and what has tests of its own
+    commands = commands_of_the_readme()
+    scripts = [command for command in commands if command[0].startswith("train_")]
+    assert [command for command in commands if command not in scripts] == [
+        ["pytest"],
+        ["benchmarks/peers.py"],
+    ]  # this run, and what has tests of its own
     scripts.remove(next(command for command in scripts if "--dask" in command))  # that has one too
     assert len(scripts) == 4
     project = tomllib.loads((HERE / "pyproject.toml").read_text())
