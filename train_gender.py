@@ -199,10 +199,10 @@ def make_layers(sizes: Sequence[int], rng: np.random.Generator) -> Layers:
     ]
 
 
-def predict(layers: Layers, x: Array) -> Tensor:
+def predict(layers: Layers, x: Any) -> Tensor:
     """The scaled incomes, (rows, 1), for scaled features, (rows, 3)."""
     weight, bias = layers[0]
-    units = Tensor(x) @ weight + bias
+    units = x @ weight + bias
     for weight, bias in layers[1:]:
         units = units.tanh() @ weight + bias
     return units
