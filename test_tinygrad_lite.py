@@ -1010,6 +1010,17 @@ def test_arguments_by_position_by_keyword_and_with_defaults_give_the_same(name):
                 np.testing.assert_array_equal(g, h)
 
 
+def test_a_way_to_call_a_function_is_looked_at_once(monkeypatch):
+    t, looks = leaf(np.ones((2, 3))), []
+    signature = inspect.signature
+    for _ in range(2):
+        for f in (np.sum, np.mean, np.max, np.min):
+            f(t, axis=1, keepdims=True)
+            f(t, keepdims=True, axis=0)
+        assert looks == []
+        monkeypatch.setattr(inspect, "signature", lambda f: looks.append(f) or signature(f))
+
+
 @pytest.mark.parametrize("name", [name for name in CATALOGUE if name != "astype"])
 def test_float32_stays_float32_in_every_rule(name, monkeypatch):
     fit, seen = tinygrad_lite._fit, set()

@@ -893,7 +893,7 @@ class _Function(_Row):
                 had = [(name, x, bound.signature.parameters[name].default) for name, x in bound.arguments.items()]
                 own = math.inf if inspect.isfunction(self.function) else arrays  # of a function not NumPy's, all stay
                 call = {n: x for i, (n, x, d) in enumerate(had) if i < own or (x is not d and (type(x), x) != (str, d))}
-                named = {*options} & {*call} & {*[*known.parameters][len(before) + arrays :]}
+                named = [n for n in options if n in call and n in [*known.parameters][len(before) + arrays :]]
                 bound.arguments = {name: x for name, x in call.items() if name not in named}
                 args, options = bound.args, bound.kwargs | {name: call[name] for name in named}
             try:
