@@ -3379,6 +3379,7 @@ def test_nothing_that_a_caller_passes_becomes_code():
 
     def f(tree: Any, text: Any, number: Any, whole: Any, **more: Any) -> Any:
         picked = tree[bad] * number + tree[key] * Number(3) + tree[(1, bad)] - Whole(2) + more[bad]
+        picked = picked + tree[bad][: Whole(2)] * picked[slice(Whole(0), None, Whole(1))]
         return {bad: picked, key: (text, whole, number)}, np.where(picked > math.inf, -math.inf, math.nan)
 
     f.__name__ = f.__qualname__ = bad

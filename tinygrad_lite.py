@@ -971,21 +971,26 @@ _own_methods = """abs all any argmax argmin argsort copy cos cumprod cumsum diag
     sqrt squeeze std swapaxes tan trace var"""
 # fmt: off
 _of_arrays = {
-    **{name: method for name, method in vars(_Array).items() if name[0] != "_"}, "astype": _method(_astype),
-    **{name: _method(getattr(np, name)) for name in _own_methods.split()},       "sigmoid": _method(_sigmoid),
+    # Methods that are NumPy's functions, and operators that are without a gradient but for %.
+    **{name: method for name, method in vars(_Array).items() if name[0] != "_"},
+    **{name: _method(getattr(np, name)) for name in _own_methods.split()},
+    "astype": _method(_astype), "sigmoid": _method(_sigmoid), "__invert__": _method(np.invert),
     **{f"__{side}{name}__": method for name, function in {
        "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal,
        "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor, "mod": np.mod, "floordiv": np.floor_divide
        }.items() for side, method in zip(("", "r"), _operator(function, getattr(op, f"__{name}__")), strict=True)
        if hasattr(int, f"__{side}{name}__")},
+    # Axes and elements.
+    "T": property(lambda t: t.transpose(), doc="The Tensor with its axes in reversed order."),
+    "__len__": lambda t: _check(t.ndim, _no_length, TypeError) or len(t._value),
+    "__iter__": lambda t: (t[i] for i in range(len(t))), "__getitem__": lambda t, i: _apply(op.getitem, (t, i), {}),
+    "__setitem__": lambda t, index, value: _check(False, _no_writing, TypeError),
+    # What Python makes of a Tensor.
+    "__bool__": lambda t: bool(_seen(t, "bool()")._value), "__index__": lambda t: op.index(_seen(t, "an index")._value),
     **{f"__{n.__name__}__": lambda t, n=n: n(_without_graph(t, "a Python number")) for n in (int, float)},
-    "T": property(lambda t: t.transpose(), doc="The Tensor with its axes in reversed order."), "__repr__": _shown,
-    "__len__": lambda t: _check(t.ndim, _no_length, TypeError) or len(t._value),             "__reduce__": _pickled,
-    "__format__": lambda t, spec: object.__format__(t, spec) if t.ndim else format(t.item(), spec),
-    "__setitem__": lambda t, index, value: _check(False, _no_writing, TypeError), "__invert__": _method(np.invert),
-    "__iter__": lambda t: (t[i] for i in range(len(t))), "__index__": lambda t: op.index(_seen(t, "an index")._value),
-    "__getitem__": lambda t, i: _apply(op.getitem, (t, i), {}), "__bool__": lambda t: bool(_seen(t, "bool()")._value),
     "__array__": lambda t, dtype=None, copy=0: np.array(_without_graph(t, "a NumPy array"), dtype, copy=copy or None),
+    "__format__": lambda t, spec: object.__format__(t, spec) if t.ndim else format(t.item(), spec),
+    "__repr__": _shown, "__reduce__": _pickled,
 }
 # fmt: on
 for name, method in _of_arrays.items():
@@ -1922,7 +1927,7 @@ def _number(c):
 
 def _literal(x):
     """The text of what may stand in the source: its repr if it is of exactly these types, or NumPy's name for it."""
-    if type(x) in _plain_types or type(x) is slice:
+    if type(x) in _plain_types or (type(x) is slice and {*map(type, (x.start, x.stop, x.step))} <= {*_plain_types}):
         return f"({x!r})" if type(x) is int and x < 0 else repr(x)
     if type(x) is float:
         text = f"({x!r})".replace("nan", "np.nan").replace("inf", "np.inf")
