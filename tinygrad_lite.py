@@ -965,7 +965,6 @@ class _Array:
         return _apply(np.transpose, (self, axes[0] if len(axes) == 1 else axes or None), {})
 
 
-_no_length = "len() of unsized object: a number has no axis to go along"
 _no_writing = "a Tensor cannot be written to: make a new one with np.where, np.concatenate or np.stack"
 _own_methods = """abs all any argmax argmin argsort copy cos cumprod cumsum diagonal dot max min prod ravel round sin
     sqrt squeeze std swapaxes tan trace var"""
@@ -982,7 +981,7 @@ _of_arrays = {
        if hasattr(int, f"__{side}{name}__")},
     # Axes and elements.
     "T": property(lambda t: t.transpose(), doc="The Tensor with its axes in reversed order."),
-    "__len__": lambda t: _check(t.ndim, _no_length, TypeError) or len(t._value),
+    "__len__": lambda t: len(t._value if t.ndim else np.array(0)),  # of which NumPy says that it has none
     "__iter__": lambda t: (t[i] for i in range(len(t))), "__getitem__": lambda t, i: _apply(op.getitem, (t, i), {}),
     "__setitem__": lambda t, index, value: _check(False, _no_writing, TypeError),
     # What Python makes of a Tensor.
@@ -1636,7 +1635,6 @@ def jvp(f: Callable, args: tuple, tangents: tuple) -> tuple[Any, Any]:
 # The last two are observers: they are told of results and of gradients.
 
 import linecache
-import traceback
 
 
 def gradcheck(f: Callable, *args: Any, eps: float = 1e-6, atol: float = 1e-5, rtol: float = 1e-3) -> bool:
@@ -1712,6 +1710,14 @@ def _is_finite(*trees):
     return all(np.isfinite(x).all() for x in map(_value_of, _leaves(trees)) if isinstance(x, _local))
 
 
+def _caller():
+    """The newest frame of the program that is not of this file or of NumPy."""
+    frame: Any = sys._getframe()
+    while frame.f_back and frame.f_code.co_filename.startswith((__file__, *np.__path__)):
+        frame = frame.f_back
+    return frame
+
+
 class _AnomalyObserver(_Observer):
     def __init__(self):
         self.made: dict[int, Any] = {}  # by the order of a node, the line that made it; False if not of finite values
@@ -1719,8 +1725,8 @@ class _AnomalyObserver(_Observer):
     def compute(self, row, order, compute, args, options):
         values, out = super().compute(row, order, compute, args, options)
         if _thread.recording and row.vjps and any(getattr(x, "_node", None) for x in args):
-            callers = [at for at in traceback.extract_stack() if not at.filename.startswith((__file__, *np.__path__))]
-            line = f"{callers[-1].filename}, line {callers[-1].lineno}: {callers[-1].line}".rstrip(": ")
+            file, number = (frame := _caller()).f_code.co_filename, frame.f_lineno
+            line = f"{file}, line {number}: {linecache.getline(file, number).strip()}".rstrip(": ")
             self.made[order] = _is_finite(values) and line
             self.look(_name(row.function), (order, row, (), values), values, out)
         return values, out
@@ -2056,10 +2062,7 @@ class _Trace(_Observer):
 
     def take_names(self):
         """Name lines as the function that calls NumPy names its variables."""
-        frame, ours = sys._getframe(), (__file__, *np.__path__)
-        while frame.f_back and frame.f_code.co_filename.startswith(ours):
-            frame = frame.f_back
-        code = frame.f_code
+        code = (frame := _caller()).f_code
         for name in code.co_varnames + code.co_cellvars + code.co_freevars + code.co_names:
             self.name(frame.f_locals.get(name, frame.f_globals.get(name)), name)
 
@@ -2379,7 +2382,8 @@ def jit(f: Callable) -> Any:
     ``source(*args)`` : the text of a module with the generated function, which needs NumPy alone. Where a Python float
         becomes a number of NumPy's, that says ``np.float64(...)``.
     ``lower(*args)`` : the generated function itself, for arguments of the same kind, which it does not check. It takes
-        and returns NumPy's scalars for numbers. Tensors and arrays from outside it has with it.
+        and returns NumPy's scalars for numbers. Tensors and arrays from outside it has with it. Of structures it takes
+        and returns the leaves, one by one, but nested tuples of results stay what they are.
     ``cache_info()`` : as of ``functools.lru_cache``; the 128 kinds that were used last are kept.
 
     Notes
