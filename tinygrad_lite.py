@@ -87,14 +87,14 @@ def _seen(tensor, what):
 
 
 @contextlib.contextmanager
-def _recording(on: bool) -> Iterator[None]:
-    before, _thread.recording = _thread.recording, on
-    _detours.append(None)
-    try:
-        yield
-    finally:
-        _detours.pop()
-        _thread.recording = before
+def _set(name: str, value: Any) -> Iterator[Any]:
+    """Set ``recording`` or the ``observer`` of this thread for a while."""
+    with contextlib.ExitStack() as stack:
+        stack.callback(setattr, _thread, name, getattr(_thread, name))
+        setattr(_thread, name, value)
+        _detours.append(None)
+        stack.callback(_detours.pop)
+        yield value
 
 
 def no_grad() -> contextlib.AbstractContextManager[None]:
@@ -107,7 +107,7 @@ def no_grad() -> contextlib.AbstractContextManager[None]:
     ...     print((w * 2).requires_grad)
     False
     """
-    return _recording(False)
+    return _set("recording", False)
 
 
 def _name(function):
@@ -448,7 +448,7 @@ class Tensor(_Anything):
         _seen(self, "backward() (for which there are grad() and value_and_grad())")
         _check(self._node, "backward() on a Tensor that requires no gradient: make a leaf with requires_grad=True")
         if create_graph and not _thread.recording:
-            return _recording(True)(self.backward)(gradient, create_graph)
+            return _set("recording", True)(self.backward)(gradient, create_graph)
         value = _as_array(self._value)
         if gradient is not None:
             gradient = gradient if isinstance(gradient, Tensor) and create_graph else _as_value(gradient)
@@ -1425,7 +1425,7 @@ class _Call:
             raise ValueError(f"argnums must be different positions among {n} positional arguments, not {chosen}")
         self.chosen = _map(lambda i: args[i], argnums)
         self.is_open = any([node[2][0] for node in self.nodes])
-        with contextlib.nullcontext() if _thread.recording else _recording(True):
+        with contextlib.nullcontext() if _thread.recording else _set("recording", True):
             self.out = _map(_as_tensor, f(*[variables.get(i, x) for i, x in enumerate(args)], **options))
         _seen(self.out, f"the result of {getattr(f, '__name__', 'f')}")
         results, own = _leaves(self.out), any([_is_foreign(node[4]) for node in self.nodes])
@@ -1694,14 +1694,6 @@ class _Observer:
         self.gradients[node[2][i][0]] = total
 
 
-@contextlib.contextmanager
-def _observing(observer):
-    with _recording(_thread.recording), contextlib.ExitStack() as stack:  # the former is a detour, no more
-        stack.callback(setattr, _thread, "observer", _thread.observer)
-        _thread.observer = observer
-        yield observer
-
-
 _local = np.ndarray, np.generic, float  # whose elements can be looked at, here and now
 
 
@@ -1762,7 +1754,7 @@ def detect_anomaly() -> contextlib.AbstractContextManager[Any]:
     FloatingPointError: the gradient with respect to argument 0 of np.sqrt of shape (2,) made infinity of finite ...
     """
     _seen(None, "what detect_anomaly() looks at")
-    return _observing(_thread.observer or _AnomalyObserver())
+    return _set("observer", _thread.observer or _AnomalyObserver())
 
 
 def to_dot(t: Tensor, names: dict[str, Any] | None = None) -> str:
@@ -1807,7 +1799,7 @@ def to_dot(t: Tensor, names: dict[str, Any] | None = None) -> str:
     called = {id(getattr(x, "_node", None) or _value_of(x)): name for name, x in (names or {}).items()}
     slopes = {order: _value_of(node[2][0]) for order, (node, _, _) in found.items() if not node[1]}
     if t.size == 1 and any(g is not None for g in slopes.values()):
-        with _observing(_Observer()) as observer:
+        with _set("observer", _Observer()) as observer:
             _backward(t._node, _one(_as_array(t._value)))
         slopes = observer.gradients | slopes
     lines, constants = ["digraph {", "  node [shape=box, fontname=monospace]"], dict[int, str]()
@@ -2307,7 +2299,7 @@ def _generate(f, args, options):
     paths = [path for x, name in zip((*args, *options.values()), names, strict=True) for path in _paths(x, name)]
     parameters, given = [*map(trace.unique, paths)], _leaves((args, options))
     args, options = _filled((args, options), map(trace.enter, given, parameters))
-    with _observing(trace), _recording(True):
+    with _set("observer", trace), _set("recording", True):
         out = _map(trace.returned, f(*args, **options))
     if trace.refused:
         raise trace.refused
