@@ -164,9 +164,9 @@ class _Row:
     the arrays that they belong to (see backward).
     """
 
-    def __init__(self, function):
+    def __init__(self, function, vjps=()):
         self.function = self.compute = function
-        self.define(())
+        self.define(vjps)
 
     def define(self, vjps, kind=""):
         self.vjps, self.kind = vjps if any(vjps) else (), kind
@@ -813,6 +813,12 @@ def _map(function, tree):
     return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
 
 
+def _filled(tree, leaves):
+    """The same structure with other leaves."""
+    leaves = iter(leaves)
+    return _map(lambda _: next(leaves), tree)
+
+
 def _value_of(x):
     """The value of a Tensor, and of a pandas object; other things as they are."""
     return x._value if isinstance(x, Tensor) else _as_value(x) if hasattr(x, "to_numpy") else x
@@ -1402,8 +1408,7 @@ for names, expression in _expressions.items():
 # and stops at these on the way back. So calls nest, to derivatives of any order, and no variable is taken for another.
 
 
-_variable = _Row(lambda x: x)
-_variable.define((lambda g, _out, _x: g,))
+_variable = _Row(lambda x: x, [lambda g, _out, _x: g])
 
 
 def _as_tensor(x):
@@ -1412,58 +1417,64 @@ def _as_tensor(x):
 
 
 class _Call:
-    """One call of f with variables for some of its arguments: the result, and the way back from it.
+    """One call of f with variables for some of its arguments: what it returns, and the ways back from there.
 
-    What comes back is a Tensor if it depends on more than these variables, on other Tensors that require gradients.
+    What comes of it is a Tensor if it depends on more than these variables, on other Tensors that require gradients.
     """
 
     def __init__(self, f, argnums, args, options):
-        self.nodes: list[tuple] = []
+        self.values: dict[int, Any] = {}  # of the variables, by the order of their nodes
+        self.is_open = False  # whether other Tensors were met
         n, chosen = len(args), tuple(_leaves(argnums))
         variables = {i % n: _map(self.variable, args[i]) for i in chosen if -n <= i < n}
         if len(variables) < len(chosen):
             raise ValueError(f"argnums must be different positions among {n} positional arguments, not {chosen}")
         self.chosen = _map(lambda i: args[i], argnums)
-        self.is_open = any([node[2][0] for node in self.nodes])
         with contextlib.nullcontext() if _thread.recording else _set("recording", True):
             self.out = _map(_as_tensor, f(*[variables.get(i, x) for i, x in enumerate(args)], **options))
         _seen(self.out, f"the result of {getattr(f, '__name__', 'f')}")
-        results, own = _leaves(self.out), any([_is_foreign(node[4]) for node in self.nodes])
+        results, own = _leaves(self.out), any(map(_is_foreign, self.values.values()))
         if not own and any(map(_is_foreign, results)) and not any([t._node for t in results]):
-            what = "no gradient can be followed into an array of another library: call np.dot(X, w), np.mean(x) and the"
-            raise TypeError(f"{what} like instead of that library's own functions and methods")
+            raise TypeError("no gradient can be followed into X.dot(w) of another library: call np.dot(X, w) and so on")
 
     def variable(self, x):
-        t = _seen(_as_tensor(x), "a variable")
-        value = t._value if t.__class__ is Tensor else t._at(None)
+        t, order = _seen(_as_tensor(x), "a variable"), _next_order()
         if t.dtype.kind != "f":
             Tensor(t._value, requires_grad=True)  # an error
-        self.nodes.append((_next_order(), _variable, (t._node if _thread.recording else None,), (value,), value, None))
-        return _wrap(value, self.nodes[-1])
+        parent = t._node if _thread.recording else None
+        self.is_open = self.is_open or parent is not None
+        self.values[order] = value = t._value if t.__class__ is Tensor else t._at(None)
+        return _wrap(value, (order, _variable, (parent,), (value,), value, None))
 
     def gradients(self, root, g, create_graph=False):
         """For each variable, what comes back to it from a node, or None, with the gradient g."""
-        create_graph, stop = create_graph or self.is_open, min([node[0] for node in self.nodes], default=0)
-        found = _backward(root, g, create_graph, stop)[0] if root else {}
-        if not create_graph and _thread.recording and found.keys() - {node[0] for node in self.nodes}:
+        found = _backward(root, g, create_graph or self.is_open, stop=min(self.values, default=0))[0] if root else {}
+        if not self.is_open and _thread.recording and found.keys() - self.values.keys():
             self.is_open = True  # only the way back told: once more, and recorded
             return self.gradients(root, g)
-        return [_own(found, node[0]) if node[0] in found else np.zeros_like(node[4]) for node in self.nodes]
+        return [_own(found, order) if order in found else np.zeros_like(x) for order, x in self.values.items()]
 
     def finished(self, t):
-        """A Tensor if the call depends on more than its own variables, else an array of its own."""
-        if isinstance(t, Tensor) and not (self.is_open and t.requires_grad):
-            t = t._value if t.__class__ is Tensor else t._at(None)
+        """An array of its own, or a Tensor."""
+        if isinstance(t, Tensor) and not (self.is_open and t.requires_grad and _thread.recording):
+            t = _as_array(t._value).astype(t.dtype) if t.__class__ is Tensor else t._at(None)
         return np.asarray(t) if isinstance(t, (np.generic, float)) else t
 
-    def arranged(self, results):
-        """A result for each variable, in the structure of the arguments."""
-        finished = map(self.finished, results)
-        return _map(lambda _: next(finished), self.chosen)
+    def value_and_gradient(self):
+        if getattr(self.out, "size", 0) != 1:
+            got = f"shape {self.out.shape}" if isinstance(self.out, Tensor) else self.out
+            raise ValueError(f"gradients need an f that returns one number, not {got}: .sum() it, or take jacobian()")
+        gradients = self.gradients(self.out._node, _one(_as_array(self.out._value)))
+        return self.finished(self.out), _filled(self.chosen, map(self.finished, gradients))
 
-    def value(self):
-        """What f returned, as an array of its own."""
-        return _map(lambda t: self.finished(+t if t.ndim and t.dtype != bool else t), self.out)
+    def jacobian(self):
+        def of(out):
+            ones = np.eye(out.size, dtype=out.dtype).reshape(out.size, *out.shape)
+            rows = zip(*[self.gradients(out._node, one) for one in ones], strict=True)
+            each = [np.stack(x) for x in rows] or [np.stack([x])[:0] for x in self.gradients(None, 1)]  # of no entries
+            return _filled(self.chosen, [self.finished(x.reshape(out.shape + x.shape[1:])) for x in each])
+
+        return _map(of, self.out)
 
 
 def value_and_grad(f: Callable, argnums: int | tuple[int, ...] = 0) -> Callable:
@@ -1490,17 +1501,7 @@ def value_and_grad(f: Callable, argnums: int | tuple[int, ...] = 0) -> Callable:
     (array(9.), array([ 3., 12.]))
     """
 
-    @functools.wraps(f)
-    def value_and_gradient(*args, **options):
-        call = _Call(f, argnums, args, options)
-        out = call.out
-        if not isinstance(out, Tensor) or out.size != 1:
-            got = f"not {f'shape {out.shape}' if isinstance(out, Tensor) else out}: .sum() it, or take jacobian()"
-            raise ValueError(f"a gradient needs a function that returns one number, {got}")
-        gradient = call.arranged(call.gradients(out._node, _one(_as_array(out._value))))
-        return call.value(), gradient
-
-    return value_and_gradient
+    return functools.wraps(f)(lambda *args, **options: _Call(f, argnums, args, options).value_and_gradient())
 
 
 def grad(f: Callable, argnums: int | tuple[int, ...] = 0) -> Callable:
@@ -1522,9 +1523,7 @@ def grad(f: Callable, argnums: int | tuple[int, ...] = 0) -> Callable:
     >>> grad(grad(grad(np.sin)))(0.0)
     array(-1.)
     """
-
-    both = value_and_grad(f, argnums)
-    return functools.wraps(f)(lambda *args, **options: both(*args, **options)[1])
+    return functools.wraps(f)(lambda *args, **options: _Call(f, argnums, args, options).value_and_gradient()[1])
 
 
 def jacobian(f: Callable, argnums: int | tuple[int, ...] = 0) -> Callable:
@@ -1549,19 +1548,7 @@ def jacobian(f: Callable, argnums: int | tuple[int, ...] = 0) -> Callable:
            [0., 4.]])
     """
 
-    @functools.wraps(f)
-    def jacobian_of_f(*args, **options):
-        call = _Call(f, argnums, args, options)
-
-        def rows(out):
-            ones = np.eye(out.size, dtype=out.dtype).reshape(out.size, *out.shape)
-            found = zip(*[call.gradients(out._node, one) for one in ones], strict=True)
-            each = [np.stack(x) for x in found] or [np.stack([x])[:0] for x in call.gradients(None, 1)]  # of no entries
-            return call.arranged([x.reshape(out.shape + x.shape[1:]) for x in each])
-
-        return _map(rows, call.out)
-
-    return jacobian_of_f
+    return functools.wraps(f)(lambda *args, **options: _Call(f, argnums, args, options).jacobian())
 
 
 def hessian(f: Callable, argnums: int | tuple[int, ...] = 0) -> Callable:
@@ -1616,18 +1603,16 @@ def jvp(f: Callable, args: tuple, tangents: tuple) -> tuple[Any, Any]:
     structure, other = [str(_map(lambda x: _as_tensor(x).shape, (*trees,))) for trees in (args, tangents)]
     _check(structure == other, f"jvp() takes tangents with the structure of the arguments, {structure}, not {other}")
     call, tangents = _Call(f, (*range(len(args)),), args, {}), tuple(map(_as_tensor, _leaves(tangents)))
-    outs = _leaves(call.out)
 
     def back(us):  # from the results as if they had come together in one number
-        row = _Row(None)
-        row.vjps = [lambda *_, u=u: u for u in us]
-        root = _next_order(), row, [t._node for t in outs], [t._at(None) for t in outs], next(iter(outs), None), None
+        joined = _Row(lambda *_: 0.0, [lambda *_, u=u: u for u in _leaves(us)])
+        root = joined.call(joined.compute, _leaves(call.out), {})._node
         return sum([np.sum(g * t) for g, t in zip(call.gradients(root, 1.0, True), tangents, strict=True)])
 
-    moved = iter(grad(back)([np.zeros_like(out._value) * 1.0 for out in outs]))
-    value = call.value()
-    call.is_open = call.is_open or (_thread.recording and any(t.requires_grad for t in tangents))
-    return value, _map(lambda _: call.finished(next(moved)), call.out)
+    moved = grad(back)(_map(lambda out: np.zeros_like(out._value) * 1.0, call.out))
+    value = _map(call.finished, call.out)
+    call.is_open = call.is_open or any(t.requires_grad for t in tangents)
+    return value, _map(call.finished, moved)
 
 
 # --- Tools ------------------------------------------------------------------------------------------------------------
@@ -1688,18 +1673,16 @@ class _Observer:
         return values, compute(*values, **named)
 
     def starts(self, root):
-        self.gradients = {root[0]: 1.0}  # by the order of nodes
+        self.gradients = {root[0]: _float64(1)}  # by the order of nodes
 
     def gradient(self, node, i, g, total):
         self.gradients[node[2][i][0]] = total
 
 
-_local = np.ndarray, np.generic, float  # whose elements can be looked at, here and now
-
-
 def _is_finite(*trees):
     """Whether no number in NumPy's arrays is nan or infinite; other things are not looked at."""
-    return all(np.isfinite(x).all() for x in map(_value_of, _leaves(trees)) if isinstance(x, _local))
+    local = [x for x in map(_value_of, _leaves(trees)) if isinstance(x, (np.ndarray, np.generic, float))]
+    return all(np.isfinite(x).all() for x in local)
 
 
 def _caller():
@@ -1712,25 +1695,26 @@ def _caller():
 
 class _AnomalyObserver(_Observer):
     def __init__(self):
-        self.made: dict[int, Any] = {}  # by the order of a node, the line that made it; False if not of finite values
+        self.lines: dict[int, str] = {}  # of the program, by the order of the nodes that they made
 
     def compute(self, row, order, compute, args, options):
         values, out = super().compute(row, order, compute, args, options)
         if _thread.recording and row.vjps and any(getattr(x, "_node", None) for x in args):
             file, number = (frame := _caller()).f_code.co_filename, frame.f_lineno
-            line = f"{file}, line {number}: {linecache.getline(file, number).strip()}".rstrip(": ")
-            self.made[order] = _is_finite(values) and line
-            self.look(_name(row.function), (order, row, (), values), values, out)
+            self.lines[order] = f"{file}, line {number}: {linecache.getline(file, number).strip()}".rstrip(": ")
+            self.look(_name(row.function), order, values, out)
         return values, out
 
     def gradient(self, node, i, g, total):
-        self.look(f"the gradient with respect to argument {i} of {_name(node[1].function)}", node, (g, node[3]), total)
+        order, row, _, values, out, _ = node
+        self.look(f"the gradient with respect to argument {i} of {_name(row.function)}", order, values, total, g, out)
 
-    def look(self, what, node, given, found):
-        line = self.made.get(node[0], "a line outside detect_anomaly(): put the forward pass inside as well")
-        if line and not _is_finite(found) and _is_finite(given):
+    def look(self, what, order, values, found, *given):
+        """Raise if what was found is not finite, but the operation's values and all else that was given are."""
+        if not _is_finite(found) and _is_finite(values, given):
             kind = "nan" if np.isnan(_value_of(found)).any() else "infinity"
-            shapes = " and ".join([str(x.shape) for x in node[3] if hasattr(x, "shape")]) or "()"
+            shapes = " and ".join([str(x.shape) for x in values if hasattr(x, "shape")]) or "()"
+            line = self.lines.get(order, "a line outside detect_anomaly(): put the forward pass inside as well")
             raise FloatingPointError(f"{what} of shape {shapes} made {kind} of finite numbers: see {line}")
 
 
@@ -1743,8 +1727,8 @@ def detect_anomaly() -> contextlib.AbstractContextManager[Any]:
     Raises
     ------
     FloatingPointError : where finite numbers gave one that is not. It names the operation, the shapes, and the line of
-        the program that called it, for a gradient too. What was nan or infinite before is handed on without a word
-        if the forward pass is inside too.
+        the program that called it, for a gradient too, if the forward pass was inside. What was nan or infinite before
+        is handed on without a word.
 
     >>> w = Tensor([1.0, 0.0], requires_grad=True)
     >>> with detect_anomaly():
@@ -1773,62 +1757,51 @@ def to_dot(t: Tensor, names: dict[str, Any] | None = None) -> str:
     Notes
     -----
     After ``t.backward()`` leaves show their ``.grad`` and, if t is one number, operations its gradient with respect to
-    them. Of a graph of more than 500 nodes the newest are shown, and one more that says how many are left out.
+    them.
 
     >>> w = Tensor(3.0, requires_grad=True)
     >>> print(to_dot(w * 2, names={"w": w}))
     digraph {
       node [shape=box, fontname=monospace]
       n0 [label="np.multiply\\n() float64\\n6."]
-      n1 -> n0
-      c0 [label="2", shape=plain]
-      c0 -> n0
       n1 [label="w\\n() float64\\n3.", style=filled, fillcolor=lightblue]
+      n2 [label="2", shape=plain]
+      n1 -> n0
+      n2 -> n0
     }
     """
     _check(isinstance(t, Tensor), f"to_dot() takes a Tensor, not {type(t).__name__}: give it the result", TypeError)
     named = names is None or (isinstance(names, dict) and all(isinstance(name, str) for name in names))
     _check(named, f"to_dot() takes names as a dict from str, {{'w': w}}, not {names!r}", TypeError)
-    found, ahead = dict[int, Any](), list[Any]([(t._node or (1, None, [None]), t._value)])
-    for node, x in ahead:  # which grows on the way
-        if node and node[0] not in found:
-            edges = [*zip(node[2], node[3], strict=True)] if node[1] else []
-            found[node[0]] = node, x, edges
-            ahead += edges
-    shown = {order: f"n{i}" for i, order in enumerate(sorted(found)[:500])}
     called = {id(getattr(x, "_node", None) or _value_of(x)): name for name, x in (names or {}).items()}
-    slopes = {order: _value_of(node[2][0]) for order, (node, _, _) in found.items() if not node[1]}
-    if t.size == 1 and any(g is not None for g in slopes.values()):
+    boxes, edges, ahead = dict[Any, Any](), list[str](), list[Any]([(t._node, t._value, None)])
+    for node, x, user in ahead:  # which grows on the way
+        key = id(node or x) if node or hasattr(x, "shape") else object()  # a Python number is drawn at every use
+        if key not in boxes:
+            boxes[key] = f"n{len(boxes)}", node, x
+            arguments = zip(node[2], node[3], strict=True) if node and node[1] else ()
+            ahead += [(*argument, boxes[key][0]) for argument in arguments]
+        edges.append(f"  {boxes[key][0]} -> {user}")
+    gradients = {node[0]: _value_of(node[2][0]) for _, node, _ in boxes.values() if node and not node[1]}
+    if t.size == 1 and any(g is not None for g in gradients.values()):
         with _set("observer", _Observer()) as observer:
             _backward(t._node, _one(_as_array(t._value)))
-        slopes = observer.gradients | slopes
-    lines, constants = ["digraph {", "  node [shape=box, fontname=monospace]"], dict[int, str]()
+        gradients = observer.gradients | gradients
 
-    def box(name, style, what, x, g=None):
-        shape = getattr(x, "shape", ())
-        label = [what, f"{shape} {x.dtype}" if hasattr(x, "shape") else "" if isinstance(x, float) else repr(x)]
-        for before, numbers in ("", x), ("gradient ", g):
-            if isinstance(numbers, _local) and math.prod(shape) <= 12:
-                label.append(before + np.array2string(np.broadcast_to(numbers, shape), precision=4, separator=", "))
+    def box(key):
+        name, node, x = boxes[key]
+        what = called.get(key, "leaf" if node else "")
+        style = ", style=filled, fillcolor=lightblue" if node else ", shape=plain"
+        if node and node[1]:
+            what, style = " ".join([_name(node[1].function), *[f"{o}={v!r}" for o, v in (node[5] or {}).items()]]), ""
+        label = [what, f"{x.shape} {x.dtype}" if hasattr(x, "shape") else repr(x)]
+        for before, numbers in ("", x), ("gradient ", node and gradients.get(node[0])):
+            if isinstance(numbers, (np.ndarray, np.generic)) and np.size(x) <= 12:
+                label.append(before + np.array2string(_whole(numbers, x), precision=4, separator=", "))
         text = "\n".join(filter(None, label)).translate({ord("\\"): r"\\", ord('"'): r"\"", ord("\n"): r"\n"})
-        lines.append(f'  {name} [label="{text}"{style}]')
+        return f'  {name} [label="{text}"{style}]'
 
-    for order, name in shown.items():
-        (node, x, edges), style = found[order], ""
-        if node[1]:
-            what = " ".join([_name(node[1].function), *[f"{o}={v!r}" for o, v in sorted((node[5] or {}).items())]])
-        else:
-            what = called.get(id(node if t._node else x), "leaf" if t._node else "constant")
-            style = ", style=filled, fillcolor=lightblue" * t.requires_grad
-        box(name, style, what, _as_array(x), slopes.get(order))
-        for parent, x in edges:
-            key = id(x) if hasattr(x, "shape") else len(constants)
-            if not parent and key not in constants:
-                constants[key] = f"c{len(constants)}"
-                box(constants[key], ", shape=plain", called.get(id(x), ""), x)
-            lines.append(f"  {shown.get(parent[0], 'rest') if parent else constants[key]} -> {name}")
-    rest = [f'  rest [label="{len(found) - 500:,} more nodes", shape=plain]'] * (len(found) > 500)
-    return "\n".join([*lines, *rest, "}"])
+    return "\n".join(["digraph {", "  node [shape=box, fontname=monospace]", *map(box, boxes), *edges[1:], "}"])
 
 
 # --- jit --------------------------------------------------------------------------------------------------------------
@@ -2277,12 +2250,6 @@ def _defined(name, text, scope):
     linecache.cache[file] = len(text), None, text.splitlines(True), file
     weakref.finalize(scope[name], linecache.cache.pop, file, None)
     return scope[name]
-
-
-def _filled(tree, leaves):
-    """The same structure with other leaves."""
-    leaves = iter(leaves)
-    return _map(lambda _: next(leaves), tree)
 
 
 def _generate(f, args, options):
