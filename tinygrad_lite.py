@@ -1424,7 +1424,7 @@ class _Call:
 
     def __init__(self, f, argnums, args, options):
         self.values: dict[int, Any] = {}  # of the variables, by the order of their nodes
-        self.is_open = False  # whether other Tensors were met
+        self.is_open = False  # whether there are other Tensors, as far as is known
         n, chosen = len(args), tuple(_leaves(argnums))
         variables = {i % n: _map(self.variable, args[i]) for i in chosen if -n <= i < n}
         if len(variables) < len(chosen):
@@ -1438,29 +1438,31 @@ class _Call:
             raise TypeError("no gradient can be followed into X.dot(w) of another library: call np.dot(X, w) and so on")
 
     def variable(self, x):
+        """An argument as a Tensor with a fresh node, whose parent is the node that it had."""
         t, order = _seen(_as_tensor(x), "a variable"), _next_order()
         if t.dtype.kind != "f":
             Tensor(t._value, requires_grad=True)  # an error
-        parent = t._node if _thread.recording else None
-        self.is_open = self.is_open or parent is not None
+        self.is_open = self.is_open or (t.requires_grad and _thread.recording)
         self.values[order] = value = t._value if t.__class__ is Tensor else t._at(None)
-        return _wrap(value, (order, _variable, (parent,), (value,), value, None))
+        return _wrap(value, (order, _variable, (t._node,), (value,), value, None))
 
     def gradients(self, root, g, create_graph=False):
         """For each variable, what comes back to it from a node, or None, with the gradient g."""
         found = _backward(root, g, create_graph or self.is_open, stop=min(self.values, default=0))[0] if root else {}
         if not self.is_open and _thread.recording and found.keys() - self.values.keys():
-            self.is_open = True  # only the way back told: once more, and recorded
+            self.is_open = True  # which only the way back told: once more, and recorded
             return self.gradients(root, g)
         return [_own(found, order) if order in found else np.zeros_like(x) for order, x in self.values.items()]
 
     def finished(self, t):
-        """An array of its own, or a Tensor."""
+        """A Tensor if it depends on other Tensors, else an array that nobody else has."""
         if isinstance(t, Tensor) and not (self.is_open and t.requires_grad and _thread.recording):
-            t = _as_array(t._value).astype(t.dtype) if t.__class__ is Tensor else t._at(None)
+            t = t._value if t.__class__ is Tensor else t._at(None)
+            t = t.copy() if isinstance(t, np.ndarray) else t  # f may return what others have
         return np.asarray(t) if isinstance(t, (np.generic, float)) else t
 
     def value_and_gradient(self):
+        """What ``value_and_grad`` returns."""
         if getattr(self.out, "size", 0) != 1:
             got = f"shape {self.out.shape}" if isinstance(self.out, Tensor) else self.out
             raise ValueError(f"gradients need an f that returns one number, not {got}: .sum() it, or take jacobian()")
@@ -1468,6 +1470,8 @@ class _Call:
         return self.finished(self.out), _filled(self.chosen, map(self.finished, gradients))
 
     def jacobian(self):
+        """What ``jacobian`` returns: row by row, each the gradient of one entry of a result."""
+
         def of(out):
             ones = np.eye(out.size, dtype=out.dtype).reshape(out.size, *out.shape)
             rows = zip(*[self.gradients(out._node, one) for one in ones], strict=True)
@@ -1610,9 +1614,8 @@ def jvp(f: Callable, args: tuple, tangents: tuple) -> tuple[Any, Any]:
         return sum([np.sum(g * t) for g, t in zip(call.gradients(root, 1.0, True), tangents, strict=True)])
 
     moved = grad(back)(_map(lambda out: np.zeros_like(out._value) * 1.0, call.out))
-    value = _map(call.finished, call.out)
-    call.is_open = call.is_open or any(t.requires_grad for t in tangents)
-    return value, _map(call.finished, moved)
+    is_open = any(t.requires_grad for t in tangents)
+    return _map(call.finished, call.out), moved if is_open else _map(call.finished, moved)
 
 
 # --- Tools ------------------------------------------------------------------------------------------------------------
