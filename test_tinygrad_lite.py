@@ -4794,7 +4794,7 @@ def test_to_dot_draws_shared_nodes_once_options_and_no_values_of_large_arrays():
     assert [n["label"][1:] for n in nodes.values()] == [["(1, 50) float64"], [large], [large], [large]]
     total, product, tanh, name = nodes
     assert total.startswith("np.sum")
-    assert "axis=0 keepdims=True" in total
+    assert "{'axis': 0, 'keepdims': True}" in total
     assert name == r"the \"x\"\\"
     assert edges == {(name, tanh), (tanh, product), (product, total)}
 

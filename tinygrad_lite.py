@@ -1697,6 +1697,8 @@ def _caller():
 
 
 class _AnomalyObserver(_Observer):
+    """Looks at results and gradients, and notes the lines of the program that they come from."""
+
     def __init__(self):
         self.lines: dict[int, str] = {}  # of the program, by the order of the nodes that they made
 
@@ -1777,12 +1779,13 @@ def to_dot(t: Tensor, names: dict[str, Any] | None = None) -> str:
     named = names is None or (isinstance(names, dict) and all(isinstance(name, str) for name in names))
     _check(named, f"to_dot() takes names as a dict from str, {{'w': w}}, not {names!r}", TypeError)
     called = {id(getattr(x, "_node", None) or _value_of(x)): name for name, x in (names or {}).items()}
+    # What there is to draw: each node and each array once, under the node or the array itself.
     boxes, edges, ahead = dict[Any, Any](), list[str](), list[Any]([(t._node, t._value, None)])
     for node, x, user in ahead:  # which grows on the way
         key = id(node or x) if node or hasattr(x, "shape") else object()  # a Python number is drawn at every use
         if key not in boxes:
             boxes[key] = f"n{len(boxes)}", node, x
-            arguments = zip(node[2], node[3], strict=True) if node and node[1] else ()
+            arguments = zip(node[2], node[3], strict=True) if node and node[1] else ()  # none of a leaf or constant
             ahead += [(*argument, boxes[key][0]) for argument in arguments]
         edges.append(f"  {boxes[key][0]} -> {user}")
     gradients = {node[0]: _value_of(node[2][0]) for _, node, _ in boxes.values() if node and not node[1]}
@@ -1792,11 +1795,12 @@ def to_dot(t: Tensor, names: dict[str, Any] | None = None) -> str:
         gradients = observer.gradients | gradients
 
     def box(key):
+        """What a thing is, its shape and dtype, and where these are few its values and its gradient."""
         name, node, x = boxes[key]
         what = called.get(key, "leaf" if node else "")
         style = ", style=filled, fillcolor=lightblue" if node else ", shape=plain"
         if node and node[1]:
-            what, style = " ".join([_name(node[1].function), *[f"{o}={v!r}" for o, v in (node[5] or {}).items()]]), ""
+            what, style = f"{_name(node[1].function)} {node[5] or ''}".rstrip(), ""
         label = [what, f"{x.shape} {x.dtype}" if hasattr(x, "shape") else repr(x)]
         for before, numbers in ("", x), ("gradient ", node and gradients.get(node[0])):
             if isinstance(numbers, (np.ndarray, np.generic)) and np.size(x) <= 12:
