@@ -773,6 +773,7 @@ class SGD:
 
 import functools
 import inspect
+import string
 import warnings
 
 
@@ -1046,24 +1047,12 @@ def _recording_function(function):
     return recording
 
 
-class _Joining(_Function):
-    """A row for the last step of a function of any number of arrays, which come one by one.
-
-    It is its own sequence of VJPs: ``vjp(i, g, out, *arrays, **options)`` for array i.
-    """
-
-    def __init__(self, function, compute, vjp):
-        super().__init__(function)
-        self.compute, self.vjp, self.vjps = compute, vjp, self
-
-    def __len__(self):
-        return sys.maxsize
-
-    def __getitem__(self, i):
-        return functools.partial(self.vjp, i)
-
-    def arrange(self, args, options):
-        return args, options
+def _joined(function, compute, vjp, arrays):
+    """A call of a function of any number of arrays, which come one by one, with ``vjp(i, g, out, *arrays)`` for each."""
+    row = _Function(function)
+    row.compute = compute
+    row.define([functools.partial(vjp, i) for i in range(len(arrays))])
+    return row.call(compute, _tensors(*arrays), {})
 
 
 def _axes(x, axis):
@@ -1123,33 +1112,6 @@ def _add_at(values, index, like):
         part = [slice(int(i), int(i) + 1 or None) if hasattr(i, "__index__") else i for i in items if i is not None]
         out[tuple(part)] = values.reshape(out[tuple(part)].shape)
     return out
-
-
-def _join_vjp(i, g, _out, *_arrays, axis):
-    start = sum([array.shape[axis] for array in _arrays[:i]])
-    return g.swapaxes(0, axis)[start : start + _arrays[i].shape[axis]].swapaxes(0, axis)
-
-
-def _contract(*arrays, terms, optimize):
-    return np.einsum(",".join(terms[1:]) + "->" + terms[0], *arrays, optimize=optimize)
-
-
-def _contract_vjp(i, g, _out, *arrays, terms, optimize):
-    """The sum of products with g in the place of array i.
-
-    A letter that the term of array i has twice gets there through a unit matrix, and one that no other term has through
-    one of a single 1, as an axis along which all is the same.
-    """
-    target, rest, operands = terms[i + 1], [*terms[: i + 1], *terms[i + 2 :]], [g, *arrays[:i], *arrays[i + 1 :]]
-    spare = [letter for letter in map(chr, range(65, 123)) if letter.isalpha() and letter not in "".join(terms)]
-    for axis, letter in enumerate(target):
-        repeats = target.count(letter) > 1
-        if repeats or letter not in "".join(rest):
-            rest.append(letter + spare[axis])
-            operands.append(np.eye(arrays[i].shape[axis] if repeats else 1, dtype=g.dtype))
-            target = target[:axis] + spare[axis] + target[axis + 1 :]
-    g = np.einsum(",".join(rest) + "->" + target, *operands, optimize=bool(optimize))
-    return g if g.shape == arrays[i].shape else g + np.zeros_like(arrays[i])
 
 
 # fmt: off
@@ -1317,16 +1279,41 @@ def _cross(a, b, axisa=-1, axisb=-1, axisc=-1, axis=None):
     return np.moveaxis(cross, -1, axisc if axis is None else axis)
 
 
+def _concatenate(arrays, axis=0):
+    if axis is None:
+        return np.concatenate([*map(np.ravel, arrays)])
+
+    def vjp(i, g, _out, *_arrays):
+        start = sum([array.shape[axis] for array in _arrays[:i]])
+        return g.swapaxes(0, axis)[start : start + _arrays[i].shape[axis]].swapaxes(0, axis)
+
+    return _joined(np.concatenate, lambda *arrays: np.concatenate(arrays, axis), vjp, arrays)
+
+
 def _einsum(*operands, optimize=False):
     """With a letter for each axis, as NumPy spells it out when asked for the order of the products."""
     shapes = [np.broadcast_to(0, x.shape) if hasattr(x, "shape") else x for x in operands]
     terms, result = np.einsum_path(*shapes)[1].split()[2].split("->")
+    inputs, unused = terms.split(","), [letter for letter in string.ascii_letters if letter not in terms]
+
+    def vjp(i, g, _out, *arrays):
+        """The sum of products with g in the place of array i.
+
+        A letter that the term of array i has twice gets there through a unit matrix, and one that no other term has
+        through one of a single 1, as an axis along which all is the same.
+        """
+        target, rest, factors = inputs[i], [result, *inputs[:i], *inputs[i + 1 :]], [g, *arrays[:i], *arrays[i + 1 :]]
+        for axis, (letter, new) in enumerate(zip(inputs[i], unused, strict=False)):
+            repeats = target.count(letter) > 1
+            if repeats or letter not in "".join(rest):
+                rest.append(letter + new)
+                factors.append(np.eye(arrays[i].shape[axis] if repeats else 1, dtype=g.dtype))
+                target = target[:axis] + new + target[axis + 1 :]
+        g = np.einsum(",".join(rest) + "->" + target, *factors, optimize=bool(optimize))
+        return g if g.shape == arrays[i].shape else g + np.zeros_like(arrays[i])
+
     arrays = operands[1:] if isinstance(operands[0], str) else operands[: len(operands) // 2 * 2 : 2]
-    return _contraction.call(_contract, _tensors(*arrays), {"terms": [result, *terms.split(",")], "optimize": optimize})
-
-
-_contraction = _Joining(np.einsum, _contract, _contract_vjp)
-_joining = _Joining(np.concatenate, lambda *arrays, axis: np.concatenate(arrays, axis), _join_vjp)
+    return _joined(np.einsum, lambda *x: np.einsum(f"{terms}->{result}", *x, optimize=optimize), vjp, arrays)
 
 
 def _move(function, a, *args, **options):
@@ -1354,7 +1341,7 @@ _expressions = {
     "amin": np.min, "stack": lambda arrays, axis=0: np.concatenate([np.expand_dims(a, axis) for a in arrays], axis),
     "average": _average, "sort": lambda a, axis=-1, kind=None: np.take_along_axis(a, np.argsort(a, axis, kind), axis),
     "clip": _clip, "hstack": lambda tup: np.concatenate([np.atleast_1d(a) for a in tup], int(np.ndim(tup[0]) > 1)),
-    "copy": lambda a: +a, "trace": lambda a, offset=0, axis1=0, axis2=1: np.diagonal(a, offset, axis1, axis2).sum(-1),
+    "concatenate": _concatenate, "copy": lambda a: +a, "trace": lambda a, offset=0, axis1=0, axis2=1: np.diagonal(a, offset, axis1, axis2).sum(-1),
     "cross": _cross, "fmax": lambda x, y: np.where(np.greater_equal(x, y) | np.not_equal(y, y), x, y), "diff": _diff,
     "fabs": abs, "inner": lambda a, b: np.dot(a, b) if 0 in (np.ndim(a), np.ndim(b)) else np.tensordot(a, b, (-1, -1)),
     "cumprod": _cumprod, "fmin": lambda x, y: np.where(np.less_equal(x, y) | np.not_equal(y, y), x, y), "prod": _prod,
@@ -1382,8 +1369,6 @@ _expressions = {
     "std": lambda a, axis=None, *, ddof=0, keepdims=False: _root(np.var(a, axis, ddof=ddof, keepdims=keepdims)),
     "moveaxis": lambda a, source, destination: (
         a.transpose(np.moveaxis(np.empty(range(a.ndim)), source, destination).shape)),
-    "concatenate": lambda arrays, axis=0: (np.concatenate([*map(np.ravel, arrays)]) if axis is None else (
-        _joining.call(_joining.compute, _tensors(*arrays), {"axis": axis}))),
     "column_stack": lambda tup: np.concatenate([a if np.ndim(a) > 1 else np.reshape(a, (-1, 1)) for a in tup], 1),
     """all allclose any argmax argmin argpartition argsort argwhere around array_equal array_equiv bitwise_and
     bitwise_or bitwise_xor ceil count_nonzero empty_like equal fix flatnonzero floor floor_divide greater
@@ -1978,7 +1963,7 @@ class _Trace(_Observer):
         raise _UntraceableError(_refusals.get(what, f"{what} would happen only once under jit(): do it outside"))
 
     def compute(self, row, order, compute, args, options):
-        function, leaves = compute if isinstance(row, _Joining) else row.function, _leaves((args, options))
+        function, leaves = row.function if _table.get(row.function) is row else compute, _leaves((args, options))
         reads = isinstance(function, np.ufunc) or function is np.where or not hasattr(function, "_implementation")
         given = tuple([self.given(x) if reads or isinstance(x, Tensor) else x for x in args])
         if not (isinstance(function, np.ufunc) or hasattr(function, "_implementation") or function in _as_one):
