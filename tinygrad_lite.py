@@ -907,10 +907,14 @@ class _Function(_Row):
         return args, options
 
 
+def _as_tensor(x):
+    """A Tensor as it is, anything else as one: a Python float without a dtype yet."""
+    return x if isinstance(x, Tensor) else _wrap(x if x.__class__ is float else _as_value(x), None)
+
+
 def _constant(x):
     """A result that carries no gradient: a Tensor if it is an array or a number."""
-    is_value = x.__class__ is float or isinstance(x, Tensor)
-    return _wrap(x if is_value else _as_value(x), None) if is_value or hasattr(x, "dtype") else x
+    return _as_tensor(x) if x.__class__ is float or hasattr(x, "dtype") else x
 
 
 def _without_graph(tensor, what):
@@ -923,7 +927,7 @@ def _without_graph(tensor, what):
 
 
 def _shown(tensor):
-    x = np.asarray(tensor._value) if isinstance(tensor._value, (np.generic, float)) else tensor._value
+    x = tensor.detach().data
     text = np.array2string(x, separator=", ", prefix="Tensor(") if isinstance(x, np.ndarray) else repr(x)
     dtype = "" if tensor.dtype in (float, int, bool) else f", dtype={tensor.dtype}"
     return f"Tensor({text}{dtype}{', requires_grad=True' if tensor.requires_grad else ''})"
@@ -1048,7 +1052,7 @@ def _recording_function(function):
 
 
 def _joined(function, compute, vjp, arrays):
-    """A call of a function of any number of arrays, which come one by one, with ``vjp(i, g, out, *arrays)`` for each."""
+    """A call of a function of any number of arrays, one by one, with ``vjp(i, g, out, *arrays)`` for each."""
     row = _Function(function)
     row.compute = compute
     row.define([functools.partial(vjp, i) for i in range(len(arrays))])
@@ -1341,7 +1345,7 @@ _expressions = {
     "amin": np.min, "stack": lambda arrays, axis=0: np.concatenate([np.expand_dims(a, axis) for a in arrays], axis),
     "average": _average, "sort": lambda a, axis=-1, kind=None: np.take_along_axis(a, np.argsort(a, axis, kind), axis),
     "clip": _clip, "hstack": lambda tup: np.concatenate([np.atleast_1d(a) for a in tup], int(np.ndim(tup[0]) > 1)),
-    "concatenate": _concatenate, "copy": lambda a: +a, "trace": lambda a, offset=0, axis1=0, axis2=1: np.diagonal(a, offset, axis1, axis2).sum(-1),
+    "copy": lambda a: +a, "trace": lambda a, offset=0, axis1=0, axis2=1: np.diagonal(a, offset, axis1, axis2).sum(-1),
     "cross": _cross, "fmax": lambda x, y: np.where(np.greater_equal(x, y) | np.not_equal(y, y), x, y), "diff": _diff,
     "fabs": abs, "inner": lambda a, b: np.dot(a, b) if 0 in (np.ndim(a), np.ndim(b)) else np.tensordot(a, b, (-1, -1)),
     "cumprod": _cumprod, "fmin": lambda x, y: np.where(np.less_equal(x, y) | np.not_equal(y, y), x, y), "prod": _prod,
@@ -1350,7 +1354,7 @@ _expressions = {
     "median": _median, "outer": lambda a, b: np.ravel(a)[:, None] * np.ravel(b), "linalg.matrix_transpose": _mT,
     "linalg.tensordot tensordot": _tensordot, "deg2rad radians": lambda x: x * (math.pi / 180), "matrix_transpose": _mT,
     "var": _var, "rad2deg degrees": lambda x: x * (180 / math.pi), "vdot": lambda a, b: np.ravel(a) @ np.ravel(b),
-    "square": lambda x: x * x, "reciprocal": lambda x: 1 / x, "ndim shape size": None,
+    "square": lambda x: x * x, "reciprocal": lambda x: 1 / x, "ndim shape size": None, "concatenate": _concatenate,
     **{name: functools.partial(_move, getattr(np, name)) for name in (
         "array_split", "diag", "diagonal", "dsplit", "fliplr", "flipud", "hsplit", "repeat", "rot90", "split",
         "take_along_axis", "tile", "tril", "triu", "vsplit")},
@@ -1389,11 +1393,6 @@ for names, expression in _expressions.items():
 
 _variable = _Row(lambda x: x)
 _variable.define((lambda g, _out, _x: g,))
-
-
-def _as_tensor(x):
-    """A Tensor as it is, anything else as one: a Python float without a dtype yet."""
-    return x if isinstance(x, Tensor) else _wrap(x if x.__class__ is float else _as_value(x), None)
 
 
 class _Call:
