@@ -1141,6 +1141,9 @@ _rules: dict[str, dict[Any, Any]] = {
         np.logaddexp: (lambda g, _, x, y: g * sigmoid(x - y),        lambda g, _, x, y: g * sigmoid(y - x)),
         np.logaddexp2: (lambda g, _, x, y: g * sigmoid((x - y) * math.log(2)),
                         lambda g, _, x, y: g * sigmoid((y - x) * math.log(2)))},
+    "reduction": {
+        np.var: lambda g, _out, a, axis=None, *, ddof=0, keepdims=False: _spread(g, _out, a, axis) * (
+            (a - a.mean(axis=axis, keepdims=True)) * 2 / max(int(a.size) / max(_out.size, 1) - float(ddof), 0.0))},
     "": {
         np.flip:      lambda g, _, _m, axis=None: np.flip(g, axis),   np.broadcast_to: lambda g, _, _a, shape: g,
         np.ravel:     lambda g, _, _a: g.reshape(_a.shape), np.expand_dims: lambda g, _, _a, axis: g.reshape(_a.shape),
@@ -1149,6 +1152,7 @@ _rules: dict[str, dict[Any, Any]] = {
         np.swapaxes:  lambda g, _, _a, axis1, axis2: g.swapaxes(axis1, axis2),
         np.transpose: lambda g, _, _a, axes=None: (
                           g.T if axes is None else g.transpose(np.argsort(_axes(_a, axes)).tolist())),
+        np.moveaxis:  lambda g, _, _a, source, destination: np.moveaxis(g, destination, source),
         np.roll:      lambda g, _, _a, shift, axis=None: np.roll(g, (-np.array(shift, int)).tolist(), axis),
         np.cumsum:    lambda g, _, _a, axis=None: np.flip(np.cumsum(np.flip(g, axis), axis), axis).reshape(_a.shape),
         np.nan_to_num: lambda g, _, x, *, nan=0.0, posinf=None, neginf=None: np.where(np.isfinite(x), g, 0),
@@ -1208,12 +1212,6 @@ def _cumprod(a, axis=None):
     while n < len(a):
         a, n = np.concatenate([a[:n], a[n:] * a[:-n]]), 2 * n
     return a if axis is None else np.moveaxis(a, 0, axis)
-
-
-def _var(a, axis=None, *, ddof=0, keepdims=False):
-    d = a - a.mean(axis=axis, keepdims=True)
-    total = (d * d).sum(axis=axis, keepdims=keepdims)
-    return total / max(int(d.size) / max(total.size, 1) - float(ddof), 0.0)
 
 
 def _root(x, p=2):
@@ -1346,15 +1344,17 @@ _expressions = {
     "average": _average, "sort": lambda a, axis=-1, kind=None: np.take_along_axis(a, np.argsort(a, axis, kind), axis),
     "clip": _clip, "hstack": lambda tup: np.concatenate([np.atleast_1d(a) for a in tup], int(np.ndim(tup[0]) > 1)),
     "copy": lambda a: +a, "trace": lambda a, offset=0, axis1=0, axis2=1: np.diagonal(a, offset, axis1, axis2).sum(-1),
-    "cross": _cross, "fmax": lambda x, y: np.where(np.greater_equal(x, y) | np.not_equal(y, y), x, y), "diff": _diff,
+    "cross": _cross, "fmax": lambda x, y: np.where(np.greater_equal(x, y) | np.not_equal(y, y), x, y),
     "fabs": abs, "inner": lambda a, b: np.dot(a, b) if 0 in (np.ndim(a), np.ndim(b)) else np.tensordot(a, b, (-1, -1)),
     "cumprod": _cumprod, "fmin": lambda x, y: np.where(np.less_equal(x, y) | np.not_equal(y, y), x, y), "prod": _prod,
     "einsum": _einsum, "dstack": lambda tup: np.concatenate([np.atleast_3d(a) for a in tup], 2), "linalg.norm": _norm,
     "linalg.matmul": op.matmul, "vstack": lambda tup: np.concatenate([np.atleast_2d(a) for a in tup]), "take": _take,
     "median": _median, "outer": lambda a, b: np.ravel(a)[:, None] * np.ravel(b), "linalg.matrix_transpose": _mT,
     "linalg.tensordot tensordot": _tensordot, "deg2rad radians": lambda x: x * (math.pi / 180), "matrix_transpose": _mT,
-    "var": _var, "rad2deg degrees": lambda x: x * (180 / math.pi), "vdot": lambda a, b: np.ravel(a) @ np.ravel(b),
+    "rad2deg degrees": lambda x: x * (180 / math.pi), "vdot": lambda a, b: np.ravel(a) @ np.ravel(b),
     "square": lambda x: x * x, "reciprocal": lambda x: 1 / x, "ndim shape size": None, "concatenate": _concatenate,
+    "diff": _diff, "full_like": lambda a, fill_value, dtype=None, *, shape=None: (
+        _whole(fill_value, np.zeros_like(a, dtype, shape=shape))),
     **{name: functools.partial(_move, getattr(np, name)) for name in (
         "array_split", "diag", "diagonal", "dsplit", "fliplr", "flipud", "hsplit", "repeat", "rot90", "split",
         "take_along_axis", "tile", "tril", "triu", "vsplit")},
@@ -1367,12 +1367,8 @@ _expressions = {
         _solve(*_tensors(a, b)) if np.ndim(b) > 1 else np.linalg.solve(a, np.reshape(b, (-1, 1)))[..., 0]),
     "kron": lambda a, b: (_move(np.kron, a, np.ones(np.shape(b), int)) *
                           _move(lambda numbers, ones: np.kron(ones, numbers), b, np.ones(np.shape(a), int))),
-    "full_like": lambda a, fill_value, dtype=None, *, shape=None: (
-        ((zeros := np.zeros_like(a, dtype, shape=shape)) + fill_value).astype(zeros.dtype)),
     "ptp": lambda a, axis=None, *, keepdims=False: a.max(axis, keepdims=keepdims) - a.min(axis, keepdims=keepdims),
     "std": lambda a, axis=None, *, ddof=0, keepdims=False: _root(np.var(a, axis, ddof=ddof, keepdims=keepdims)),
-    "moveaxis": lambda a, source, destination: (
-        a.transpose(np.moveaxis(np.empty(range(a.ndim)), source, destination).shape)),
     "column_stack": lambda tup: np.concatenate([a if np.ndim(a) > 1 else np.reshape(a, (-1, 1)) for a in tup], 1),
     """all allclose any argmax argmin argpartition argsort argwhere around array_equal array_equiv bitwise_and
     bitwise_or bitwise_xor ceil count_nonzero empty_like equal fix flatnonzero floor floor_divide greater
