@@ -1150,8 +1150,7 @@ _rules: dict[str, dict[Any, Any]] = {
         np.squeeze:   lambda g, _, _a, axis=None: g.reshape(_a.shape), np.max: _share,        np.min: _share,
         np.reshape:   lambda g, _, _a, shape=None, *, newshape=None: g.reshape(_a.shape),
         np.swapaxes:  lambda g, _, _a, axis1, axis2: g.swapaxes(axis1, axis2),
-        np.transpose: lambda g, _, _a, axes=None: (
-                          g.T if axes is None else g.transpose(np.argsort(_axes(_a, axes)).tolist())),
+        np.transpose: lambda g, _, _a, axes=None: g.T if axes is None else np.moveaxis(g, [*range(g.ndim)], axes),
         np.moveaxis:  lambda g, _, _a, source, destination: np.moveaxis(g, destination, source),
         np.roll:      lambda g, _, _a, shift, axis=None: np.roll(g, (-np.array(shift, int)).tolist(), axis),
         np.cumsum:    lambda g, _, _a, axis=None: np.flip(np.cumsum(np.flip(g, axis), axis), axis).reshape(_a.shape),
@@ -1238,7 +1237,6 @@ def _median(a, axis=None, *, keepdims=False):
 
 
 def _take(a, indices, axis=None):
-    _check_local(np.take, indices)
     a, (index,) = np.ravel(a) if axis is None else np.atleast_1d(a), _tensors(indices)
     _check(index.dtype.kind in "biu" or not index.size, f"np.take takes integers, not {index.dtype}", TypeError)
     return a[(*[slice(None)] * _axes(a, axis or 0)[0], index.astype(int))]
