@@ -1017,6 +1017,7 @@ def test_a_way_to_call_a_function_is_looked_at_once(monkeypatch):
         for f in (np.sum, np.mean, np.max, np.min):
             f(t, axis=1, keepdims=True)
             f(t, keepdims=True, axis=0)
+            f(t, axis=None, keepdims=False)  # NumPy's defaults
         assert looks == []
         monkeypatch.setattr(inspect, "signature", lambda f: looks.append(f) or signature(f))
 

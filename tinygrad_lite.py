@@ -831,6 +831,14 @@ def _check_local(function, *trees):
         raise TypeError(f"{_name(function)} would need the elements of an array of another library on this machine")
 
 
+@functools.cache
+def _takes(rule, count, *names):
+    """Whether a rule takes so many arguments and options of these names: looked at once, as it takes long."""
+    with contextlib.suppress(TypeError):
+        return bool(inspect.signature(rule).bind(*range(count), **dict.fromkeys(names)))
+    return False
+
+
 class _Function(_Row):
     """A row of all that NumPy's functions take."""
 
@@ -881,29 +889,26 @@ class _Function(_Row):
         return tensor
 
     def arrange(self, args, options):
-        """A call as the rules take it: by position as far as can be, and without options that say NumPy's default.
+        """A call as the rules take it: as it is, or by position as far as can be and without NumPy's defaults.
 
         Refuses what no rule here would see: options that NumPy has and the rule has not.
         """
-        rule, before = (self.expression, ()) if self.expression else (next(filter(None, self.vjps)), ("g", "out"))
-        way, call, ways = (rule, len(args), *options), options, self.__dict__.setdefault("ways", set())
-        if way not in ways:
-            known, arrays = inspect.signature(rule), 0 if self.expression else len(self.vjps)
-            with contextlib.suppress(ValueError):  # of functions in C that do not tell their parameters
-                bound = inspect.signature(self.function).bind(*args, **options)
-                had = [(name, x, bound.signature.parameters[name].default) for name, x in bound.arguments.items()]
-                own = math.inf if inspect.isfunction(self.function) else arrays  # of a function not NumPy's, all stay
-                call = {n: x for i, (n, x, d) in enumerate(had) if i < own or (x is not d and (type(x), x) != (str, d))}
-                named = [n for n in options if n in call and n in [*known.parameters][len(before) + arrays :]]
-                bound.arguments = {name: x for name, x in call.items() if name not in named}
-                args, options = bound.args, bound.kwargs | {name: call[name] for name in named}
-            try:
-                known.bind(*before, *args, **options)
-            except TypeError as error:
-                extra = {*[*call][arrays:], *options} - {*[*known.parameters][len(before) :], "kwargs"}
-                what = f"takes no {' and no '.join(sorted(extra))}: leave it out" if extra else f"failed: {error}"
-                raise TypeError(f"{_name(self.function)} of a Tensor that requires gradients {what}") from None
-            ways |= {way} & {(rule, len(args), *options)}  # if all stayed as it was
+        rule, arrays = (self.expression, 0) if self.expression else (next(filter(None, self.vjps)), len(self.vjps))
+        before, given = 2 * bool(arrays), options  # a VJP takes g and out before
+        if len(args) >= arrays and _takes(rule, before + len(args), *options):
+            return args, options
+        with contextlib.suppress(ValueError):  # of functions in C that do not tell their parameters
+            bound = inspect.signature(self.function).bind(*args, **options)
+            had = [(name, x, bound.signature.parameters[name].default) for name, x in bound.arguments.items()]
+            given = {
+                name: x for name, x, default in had[arrays:] if x is not default and (type(x), x) != (str, default)
+            }
+            bound.arguments = {name: x for name, x, _ in had[:arrays]} | given
+            args, options = bound.args, bound.kwargs
+        extra = {*given, *options} - {*[*inspect.signature(rule).parameters][before:]}
+        what = f"takes no {' and no '.join(sorted(extra)) or 'arguments like these'}: leave it out"
+        fits = _takes(rule, before + len(args), *options)
+        _check(fits, f"{_name(self.function)} of a Tensor that requires gradients {what}", TypeError)
         return args, options
 
 
@@ -927,7 +932,7 @@ def _without_graph(tensor, what):
 
 
 def _shown(tensor):
-    x = tensor.detach().data
+    x = np.asarray(tensor._value) if isinstance(tensor._value, (np.generic, float)) else tensor._value
     text = np.array2string(x, separator=", ", prefix="Tensor(") if isinstance(x, np.ndarray) else repr(x)
     dtype = "" if tensor.dtype in (float, int, bool) else f", dtype={tensor.dtype}"
     return f"Tensor({text}{dtype}{', requires_grad=True' if tensor.requires_grad else ''})"
