@@ -1961,7 +1961,7 @@ class _Trace(_Observer):
         raise _UntraceableError(_refusals.get(what, f"{what} would happen only once under jit(): do it outside"))
 
     def compute(self, row, order, compute, args, options):
-        function, leaves = row.function if _table.get(row.function) is row else compute, _leaves((args, options))
+        function, leaves = row.function if row is _row(row.function) else compute, _leaves((args, options))
         reads = isinstance(function, np.ufunc) or function is np.where or not hasattr(function, "_implementation")
         given = tuple([self.given(x) if reads or isinstance(x, Tensor) else x for x in args])
         if not (isinstance(function, np.ufunc) or hasattr(function, "_implementation") or function in _as_one):
