@@ -773,6 +773,7 @@ class SGD:
 
 import functools
 import inspect
+import string
 import warnings
 
 
@@ -836,6 +837,14 @@ def _check_local(function, *trees):
         raise TypeError(f"{_name(function)} would need the elements of an array of another library on this machine")
 
 
+@functools.cache
+def _takes(rule, count, *names):
+    """Whether a rule takes so many arguments and options of these names: looked at once, as it takes long."""
+    with contextlib.suppress(TypeError):
+        return bool(inspect.signature(rule).bind(*range(count), **dict.fromkeys(names)))
+    return False
+
+
 class _Function(_Row):
     """A row of all that NumPy's functions take."""
 
@@ -886,36 +895,37 @@ class _Function(_Row):
         return tensor
 
     def arrange(self, args, options):
-        """A call as the rules take it: by position as far as can be, and without options that say NumPy's default.
+        """A call as the rules take it: as it is, or by position as far as can be and without NumPy's defaults.
 
         Refuses what no rule here would see: options that NumPy has and the rule has not.
         """
-        rule, before = (self.expression, ()) if self.expression else (next(filter(None, self.vjps)), ("g", "out"))
-        way, call, ways = (rule, len(args), *options), options, self.__dict__.setdefault("ways", set())
-        if way not in ways:
-            known, arrays = inspect.signature(rule), 0 if self.expression else len(self.vjps)
-            with contextlib.suppress(ValueError):  # of functions in C that do not tell their parameters
-                bound = inspect.signature(self.function).bind(*args, **options)
-                had = [(name, x, bound.signature.parameters[name].default) for name, x in bound.arguments.items()]
-                own = math.inf if inspect.isfunction(self.function) else arrays  # of a function not NumPy's, all stay
-                call = {n: x for i, (n, x, d) in enumerate(had) if i < own or (x is not d and (type(x), x) != (str, d))}
-                named = [n for n in options if n in call and n in [*known.parameters][len(before) + arrays :]]
-                bound.arguments = {name: x for name, x in call.items() if name not in named}
-                args, options = bound.args, bound.kwargs | {name: call[name] for name in named}
-            try:
-                known.bind(*before, *args, **options)
-            except TypeError as error:
-                extra = {*[*call][arrays:], *options} - {*[*known.parameters][len(before) :], "kwargs"}
-                what = f"takes no {' and no '.join(sorted(extra))}: leave it out" if extra else f"failed: {error}"
-                raise TypeError(f"{_name(self.function)} of a Tensor that requires gradients {what}") from None
-            ways |= {way} & {(rule, len(args), *options)}  # if all stayed as it was
+        rule, arrays = (self.expression, 0) if self.expression else (next(filter(None, self.vjps)), len(self.vjps))
+        before, given = 2 * bool(arrays), options  # a VJP takes g and out before
+        if len(args) >= arrays and _takes(rule, before + len(args), *options):
+            return args, options
+        with contextlib.suppress(ValueError):  # of functions in C that do not tell their parameters
+            bound = inspect.signature(self.function).bind(*args, **options)
+            had = [(name, x, bound.signature.parameters[name].default) for name, x in bound.arguments.items()]
+            given = {
+                name: x for name, x, default in had[arrays:] if x is not default and (type(x), x) != (str, default)
+            }
+            bound.arguments = {name: x for name, x, _ in had[:arrays]} | given
+            args, options = bound.args, bound.kwargs
+        extra = {*given, *options} - {*[*inspect.signature(rule).parameters][before:]}
+        what = f"takes no {' and no '.join(sorted(extra)) or 'arguments like these'}: leave it out"
+        fits = _takes(rule, before + len(args), *options)
+        _check(fits, f"{_name(self.function)} of a Tensor that requires gradients {what}", TypeError)
         return args, options
+
+
+def _as_tensor(x):
+    """A Tensor as it is, anything else as one: a Python float without a dtype yet."""
+    return x if isinstance(x, Tensor) else _wrap(x if x.__class__ is float else _as_value(x), None)
 
 
 def _constant(x):
     """A result that carries no gradient: a Tensor if it is an array or a number."""
-    is_value = x.__class__ is float or isinstance(x, Tensor)
-    return _wrap(x if is_value else _as_value(x), None) if is_value or hasattr(x, "dtype") else x
+    return _as_tensor(x) if x.__class__ is float or hasattr(x, "dtype") else x
 
 
 def _without_graph(tensor, what):
@@ -1052,24 +1062,12 @@ def _recording_function(function):
     return recording
 
 
-class _Joining(_Function):
-    """A row for the last step of a function of any number of arrays, which come one by one.
-
-    It is its own sequence of VJPs: ``vjp(i, g, out, *arrays, **options)`` for array i.
-    """
-
-    def __init__(self, function, compute, vjp):
-        super().__init__(function)
-        self.compute, self.vjp, self.vjps = compute, vjp, self
-
-    def __len__(self):
-        return sys.maxsize
-
-    def __getitem__(self, i):
-        return functools.partial(self.vjp, i)
-
-    def arrange(self, args, options):
-        return args, options
+def _joined(function, compute, vjp, arrays):
+    """A call of a function of any number of arrays, one by one, with ``vjp(i, g, out, *arrays)`` for each."""
+    row = _Function(function)
+    row.compute = compute
+    row.define([functools.partial(vjp, i) for i in range(len(arrays))])
+    return row.call(compute, _tensors(*arrays), {})
 
 
 def _axes(x, axis):
@@ -1131,33 +1129,6 @@ def _add_at(values, index, like):
     return out
 
 
-def _join_vjp(i, g, _out, *_arrays, axis):
-    start = sum([array.shape[axis] for array in _arrays[:i]])
-    return g.swapaxes(0, axis)[start : start + _arrays[i].shape[axis]].swapaxes(0, axis)
-
-
-def _contract(*arrays, terms, optimize):
-    return np.einsum(",".join(terms[1:]) + "->" + terms[0], *arrays, optimize=optimize)
-
-
-def _contract_vjp(i, g, _out, *arrays, terms, optimize):
-    """The sum of products with g in the place of array i.
-
-    A letter that the term of array i has twice gets there through a unit matrix, and one that no other term has through
-    one of a single 1, as an axis along which all is the same.
-    """
-    target, rest, operands = terms[i + 1], [*terms[: i + 1], *terms[i + 2 :]], [g, *arrays[:i], *arrays[i + 1 :]]
-    spare = [letter for letter in map(chr, range(65, 123)) if letter.isalpha() and letter not in "".join(terms)]
-    for axis, letter in enumerate(target):
-        repeats = target.count(letter) > 1
-        if repeats or letter not in "".join(rest):
-            rest.append(letter + spare[axis])
-            operands.append(np.eye(arrays[i].shape[axis] if repeats else 1, dtype=g.dtype))
-            target = target[:axis] + spare[axis] + target[axis + 1 :]
-    g = np.einsum(",".join(rest) + "->" + target, *operands, optimize=bool(optimize))
-    return g if g.shape == arrays[i].shape else g + np.zeros_like(arrays[i])
-
-
 # fmt: off
 relu, sigmoid, _scatter, _gather = map(_recording_function, (_relu, _sigmoid, _add_at, op.getitem))
 _rules: dict[str, dict[Any, Any]] = {
@@ -1181,14 +1152,17 @@ _rules: dict[str, dict[Any, Any]] = {
         np.logaddexp: (lambda g, _, x, y: g * sigmoid(x - y),        lambda g, _, x, y: g * sigmoid(y - x)),
         np.logaddexp2: (lambda g, _, x, y: g * sigmoid((x - y) * math.log(2)),
                         lambda g, _, x, y: g * sigmoid((y - x) * math.log(2)))},
+    "reduction": {
+        np.var: lambda g, _out, a, axis=None, *, ddof=0, keepdims=False: _spread(g, _out, a, axis) * (
+            (a - a.mean(axis=axis, keepdims=True)) * 2 / max(int(a.size) / max(_out.size, 1) - float(ddof), 0.0))},
     "": {
         np.flip:      lambda g, _, _m, axis=None: np.flip(g, axis),   np.broadcast_to: lambda g, _, _a, shape: g,
         np.ravel:     lambda g, _, _a: g.reshape(_a.shape), np.expand_dims: lambda g, _, _a, axis: g.reshape(_a.shape),
         np.squeeze:   lambda g, _, _a, axis=None: g.reshape(_a.shape), np.max: _share,        np.min: _share,
         np.reshape:   lambda g, _, _a, shape=None, *, newshape=None: g.reshape(_a.shape),
         np.swapaxes:  lambda g, _, _a, axis1, axis2: g.swapaxes(axis1, axis2),
-        np.transpose: lambda g, _, _a, axes=None: (
-                          g.T if axes is None else g.transpose(np.argsort(_axes(_a, axes)).tolist())),
+        np.transpose: lambda g, _, _a, axes=None: g.T if axes is None else np.moveaxis(g, [*range(g.ndim)], axes),
+        np.moveaxis:  lambda g, _, _a, source, destination: np.moveaxis(g, destination, source),
         np.roll:      lambda g, _, _a, shift, axis=None: np.roll(g, (-np.array(shift, int)).tolist(), axis),
         np.cumsum:    lambda g, _, _a, axis=None: np.flip(np.cumsum(np.flip(g, axis), axis), axis).reshape(_a.shape),
         np.nan_to_num: lambda g, _, x, *, nan=0.0, posinf=None, neginf=None: np.where(np.isfinite(x), g, 0),
@@ -1250,12 +1224,6 @@ def _cumprod(a, axis=None):
     return a if axis is None else np.moveaxis(a, 0, axis)
 
 
-def _var(a, axis=None, *, ddof=0, keepdims=False):
-    d = a - a.mean(axis=axis, keepdims=True)
-    total = (d * d).sum(axis=axis, keepdims=keepdims)
-    return total / max(int(d.size) / max(total.size, 1) - float(ddof), 0.0)
-
-
 def _root(x, p=2):
     """x**(1 / p), with a gradient of 0 where x is 0."""
     return np.where(x == 0, 0, _nonzero(x) ** (1 / p))
@@ -1280,7 +1248,6 @@ def _median(a, axis=None, *, keepdims=False):
 
 
 def _take(a, indices, axis=None):
-    _check_local(np.take, indices)
     a, (index,) = np.ravel(a) if axis is None else np.atleast_1d(a), _tensors(indices)
     _check(index.dtype.kind in "biu" or not index.size, f"np.take takes integers, not {index.dtype}", TypeError)
     return a[(*[slice(None)] * _axes(a, axis or 0)[0], index.astype(int))]
@@ -1323,16 +1290,41 @@ def _cross(a, b, axisa=-1, axisb=-1, axisc=-1, axis=None):
     return np.moveaxis(cross, -1, axisc if axis is None else axis)
 
 
+def _concatenate(arrays, axis=0):
+    if axis is None:
+        return np.concatenate([*map(np.ravel, arrays)])
+
+    def vjp(i, g, _out, *_arrays):
+        start = sum([array.shape[axis] for array in _arrays[:i]])
+        return g.swapaxes(0, axis)[start : start + _arrays[i].shape[axis]].swapaxes(0, axis)
+
+    return _joined(np.concatenate, lambda *arrays: np.concatenate(arrays, axis), vjp, arrays)
+
+
 def _einsum(*operands, optimize=False):
     """With a letter for each axis, as NumPy spells it out when asked for the order of the products."""
     shapes = [np.broadcast_to(0, x.shape) if hasattr(x, "shape") else x for x in operands]
     terms, result = np.einsum_path(*shapes)[1].split()[2].split("->")
+    inputs, unused = terms.split(","), [letter for letter in string.ascii_letters if letter not in terms]
+
+    def vjp(i, g, _out, *arrays):
+        """The sum of products with g in the place of array i.
+
+        A letter that the term of array i has twice gets there through a unit matrix, and one that no other term has
+        through one of a single 1, as an axis along which all is the same.
+        """
+        target, rest, factors = inputs[i], [result, *inputs[:i], *inputs[i + 1 :]], [g, *arrays[:i], *arrays[i + 1 :]]
+        for axis, (letter, new) in enumerate(zip(inputs[i], unused, strict=False)):
+            repeats = target.count(letter) > 1
+            if repeats or letter not in "".join(rest):
+                rest.append(letter + new)
+                factors.append(np.eye(arrays[i].shape[axis] if repeats else 1, dtype=g.dtype))
+                target = target[:axis] + new + target[axis + 1 :]
+        g = np.einsum(",".join(rest) + "->" + target, *factors, optimize=bool(optimize))
+        return g if g.shape == arrays[i].shape else g + np.zeros_like(arrays[i])
+
     arrays = operands[1:] if isinstance(operands[0], str) else operands[: len(operands) // 2 * 2 : 2]
-    return _contraction.call(_contract, _tensors(*arrays), {"terms": [result, *terms.split(",")], "optimize": optimize})
-
-
-_contraction = _Joining(np.einsum, _contract, _contract_vjp)
-_joining = _Joining(np.concatenate, lambda *arrays, axis: np.concatenate(arrays, axis), _join_vjp)
+    return _joined(np.einsum, lambda *x: np.einsum(f"{terms}->{result}", *x, optimize=optimize), vjp, arrays)
 
 
 def _move(function, a, *args, **options):
@@ -1361,15 +1353,17 @@ _expressions = {
     "average": _average, "sort": lambda a, axis=-1, kind=None: np.take_along_axis(a, np.argsort(a, axis, kind), axis),
     "clip": _clip, "hstack": lambda tup: np.concatenate([np.atleast_1d(a) for a in tup], int(np.ndim(tup[0]) > 1)),
     "copy": lambda a: +a, "trace": lambda a, offset=0, axis1=0, axis2=1: np.diagonal(a, offset, axis1, axis2).sum(-1),
-    "cross": _cross, "fmax": lambda x, y: np.where(np.greater_equal(x, y) | np.not_equal(y, y), x, y), "diff": _diff,
+    "cross": _cross, "fmax": lambda x, y: np.where(np.greater_equal(x, y) | np.not_equal(y, y), x, y),
     "fabs": abs, "inner": lambda a, b: np.dot(a, b) if 0 in (np.ndim(a), np.ndim(b)) else np.tensordot(a, b, (-1, -1)),
     "cumprod": _cumprod, "fmin": lambda x, y: np.where(np.less_equal(x, y) | np.not_equal(y, y), x, y), "prod": _prod,
     "einsum": _einsum, "dstack": lambda tup: np.concatenate([np.atleast_3d(a) for a in tup], 2), "linalg.norm": _norm,
     "linalg.matmul": op.matmul, "vstack": lambda tup: np.concatenate([np.atleast_2d(a) for a in tup]), "take": _take,
     "median": _median, "outer": lambda a, b: np.ravel(a)[:, None] * np.ravel(b), "linalg.matrix_transpose": _mT,
     "linalg.tensordot tensordot": _tensordot, "deg2rad radians": lambda x: x * (math.pi / 180), "matrix_transpose": _mT,
-    "var": _var, "rad2deg degrees": lambda x: x * (180 / math.pi), "vdot": lambda a, b: np.ravel(a) @ np.ravel(b),
-    "square": lambda x: x * x, "reciprocal": lambda x: 1 / x, "ndim shape size": None,
+    "rad2deg degrees": lambda x: x * (180 / math.pi), "vdot": lambda a, b: np.ravel(a) @ np.ravel(b),
+    "square": lambda x: x * x, "reciprocal": lambda x: 1 / x, "ndim shape size": None, "concatenate": _concatenate,
+    "diff": _diff, "full_like": lambda a, fill_value, dtype=None, *, shape=None: (
+        _whole(fill_value, np.zeros_like(a, dtype, shape=shape))),
     **{name: functools.partial(_move, getattr(np, name)) for name in (
         "array_split", "diag", "diagonal", "dsplit", "fliplr", "flipud", "hsplit", "repeat", "rot90", "split",
         "take_along_axis", "tile", "tril", "triu", "vsplit")},
@@ -1382,14 +1376,8 @@ _expressions = {
         _solve(*_tensors(a, b)) if np.ndim(b) > 1 else np.linalg.solve(a, np.reshape(b, (-1, 1)))[..., 0]),
     "kron": lambda a, b: (_move(np.kron, a, np.ones(np.shape(b), int)) *
                           _move(lambda numbers, ones: np.kron(ones, numbers), b, np.ones(np.shape(a), int))),
-    "full_like": lambda a, fill_value, dtype=None, *, shape=None: (
-        ((zeros := np.zeros_like(a, dtype, shape=shape)) + fill_value).astype(zeros.dtype)),
     "ptp": lambda a, axis=None, *, keepdims=False: a.max(axis, keepdims=keepdims) - a.min(axis, keepdims=keepdims),
     "std": lambda a, axis=None, *, ddof=0, keepdims=False: _root(np.var(a, axis, ddof=ddof, keepdims=keepdims)),
-    "moveaxis": lambda a, source, destination: (
-        a.transpose(np.moveaxis(np.empty(range(a.ndim)), source, destination).shape)),
-    "concatenate": lambda arrays, axis=0: (np.concatenate([*map(np.ravel, arrays)]) if axis is None else (
-        _joining.call(_joining.compute, _tensors(*arrays), {"axis": axis}))),
     "column_stack": lambda tup: np.concatenate([a if np.ndim(a) > 1 else np.reshape(a, (-1, 1)) for a in tup], 1),
     """all allclose any argmax argmin argpartition argsort argwhere around array_equal array_equiv bitwise_and
     bitwise_or bitwise_xor ceil count_nonzero empty_like equal fix flatnonzero floor floor_divide greater
@@ -1409,11 +1397,6 @@ for names, expression in _expressions.items():
 
 
 _variable = _Row(lambda x: x, [lambda g, _out, _x: g])
-
-
-def _as_tensor(x):
-    """A Tensor as it is, anything else as one: a Python float without a dtype yet."""
-    return x if isinstance(x, Tensor) else _wrap(x if x.__class__ is float else _as_value(x), None)
 
 
 class _Call:
@@ -1950,7 +1933,7 @@ class _Trace(_Observer):
         raise _UntraceableError(_refusals.get(what, f"{what} would happen only once under jit(): do it outside"))
 
     def compute(self, row, order, compute, args, options):
-        function, leaves = compute if isinstance(row, _Joining) else row.function, _leaves((args, options))
+        function, leaves = row.function if row is _row(row.function) else compute, _leaves((args, options))
         reads = isinstance(function, np.ufunc) or function is np.where or not hasattr(function, "_implementation")
         given = tuple([self.given(x) if reads or isinstance(x, Tensor) else x for x in args])
         if not (isinstance(function, np.ufunc) or hasattr(function, "_implementation") or function in _as_one):
