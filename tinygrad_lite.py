@@ -481,7 +481,7 @@ class Tensor(_Anything):
         >>> Tensor([[2.5]]).item()
         2.5
         """
-        return np.asarray(_seen(self, "item()")._value).item()
+        return np.asarray(_seen(self, "a Python number")._value).item()
 
     def __array_ufunc__(self, ufunc, method, *inputs, **options):
         if method != "__call__" or options:
@@ -1851,15 +1851,6 @@ import keyword
 import weakref
 
 
-class _UntraceableError(TypeError):
-    """Of what ``jit`` cannot follow, as each call brings other values; it comes even if the function catches it."""
-
-    def __init__(self, message):
-        super().__init__(message)
-        if isinstance(_thread.observer, _Trace):
-            _thread.observer.refused = self
-
-
 class _Line:
     """A value in the generated function: a parameter (``function`` is None), or the NumPy call that makes it.
 
@@ -1888,7 +1879,7 @@ class _Traced(Tensor):
     @property
     def _value(self):
         what = "a Tensor from within a function under jit() was used outside: return it instead"
-        _check(_thread.observer is self.trace, what, _UntraceableError)
+        _check(_thread.observer is self.trace, what, TypeError)
         return self.value
 
     def _at(self, node):
@@ -1905,11 +1896,10 @@ _symbols = {
     np.greater: ">", np.greater_equal: ">=", np.bitwise_and: "&", np.bitwise_or: "|", np.bitwise_xor: "^"}
 _refusals = {key: f"jit() cannot follow {cause}, as every call brings new values: {advice}" for key, cause, advice in [
     ("bool()", "if, while or bool() of a Tensor", "write np.where or np.maximum, or decide and loop outside"),
-    ("a Python number", "float(), int() or math's functions of a Tensor", "use np. functions"),
-    ("a NumPy array", "np.asarray(), .item() or a format of a Tensor", "use np. functions, np.stack for np.array"),
-    ("item()", "np.asarray(), .item() or a format of a Tensor", "use np. functions, np.stack for np.array"),
-    ("an index", "a Tensor as an axis, a length or in range()", "give the function a Python int, which tracing fixes"),
-    ("a size", "a result whose shape depends on values", "write np.where(mask, x, 0), or select outside")]}
+    ("a Python number", "float(), int(), .item(), a format or math's functions of a Tensor", "use np. functions"),
+    ("a NumPy array", "np.asarray() or np.array() of a Tensor", "use np. functions, np.stack for np.array"),
+    ("an index", "a Tensor as an axis, a length or in range(), or a result whose shape depends on values",
+     "give a Python int, which tracing fixes, or write np.where(mask, x, 0)")]}
 # fmt: on
 _plain_types = int, bool, str, type(None)  # written as their repr
 _neutral = {np.multiply: 1, np.divide: 1, np.power: 1, np.subtract: 0, np.add: ...}
@@ -1922,7 +1912,9 @@ _as_one = {op.getitem, _astype, _add_at, _whole}  # functions that are one line,
 _reserved = {"np", "float", "len", "NotImplemented", *keyword.kwlist}
 _of_elements = {*_as_one, np.where, np.take, np.take_along_axis, np.clip, np.full_like, np.isclose, np.allclose}
 _of_elements |= {np.array_equal, np.array_equiv, np.isin, np.dot, np.inner, np.outer, np.vdot, np.kron, np.tensordot}
-_sized_by_arguments = {np.broadcast_to, np.pad, np.repeat, np.reshape, np.tile}  # and those that split
+_sized_by_arguments = {np.broadcast_to, np.pad, np.repeat, np.reshape, np.tile, np.array_split, np.split}
+_sized_by_arguments |= {np.dsplit, np.hsplit, np.vsplit}
+_sized_by_values = {(np.argwhere, 1), (np.flatnonzero, 1), (np.nonzero, 1), (np.where, 1)}  # with so many arguments
 
 
 def _number(c):
@@ -1975,30 +1967,33 @@ class _Trace(_Observer):
             return tensor if isinstance(tensor, _Traced) and what != "detach()" else self.given(tensor)
         if what.startswith("the result of "):
             return self.name(tensor, what.removeprefix("the result of ").replace("<lambda>", "f"))
-        raise _UntraceableError(_refusals.get(what, f"{what} would happen only once under jit(): do it outside"))
+        raise self.refusal(_refusals.get(what, f"{what} would happen only once under jit(): do it outside"))
+
+    def refusal(self, message):
+        """The error for what jit cannot follow; it comes even if the function catches it."""
+        self.refused = TypeError(message)
+        return self.refused
 
     def compute(self, row, order, compute, args, options):
         function, leaves = compute if isinstance(row, _Joining) else row.function, _leaves((args, options))
-        reads = isinstance(function, np.ufunc) or function is np.where or not hasattr(function, "_implementation")
+        reads, is_ufunc = not hasattr(function, "_implementation"), isinstance(function, np.ufunc)
         given = tuple([self.given(x) if reads or isinstance(x, Tensor) else x for x in args])
-        if not (isinstance(function, np.ufunc) or hasattr(function, "_implementation") or function in _as_one):
+        if reads and not is_ufunc and function not in _as_one:
             return given, function(*given, **_map(self.given, options))  # whose calls of NumPy are noted
         what = "jit() generates code for NumPy's arrays: leave it out where there are arrays of another library"
-        _check(not any(map(_is_foreign, leaves)), what, _UntraceableError)
+        _check(not any(map(_is_foreign, leaves)), what, self.refusal)
         # What depends on values: an axis or a length, and the shape of the result.
         traced = [x for x in _leaves((args[1:], options)) if isinstance(x, Tensor)]
-        is_index = any(not x.ndim and x.dtype.kind in "iu" for x in traced)
-        if is_index and not isinstance(function, np.ufunc) and function not in _of_elements:
-            self.seen(None, "an index")
+        is_number = any(not x.ndim and x.dtype.kind in "iu" for x in traced)
+        by_index = is_number and not is_ufunc and function not in _of_elements
         by_mask = function is op.getitem and any(x.dtype == bool for x in traced)
-        by_values = function in (np.argwhere, np.flatnonzero, np.nonzero) or (function is np.where and len(args) < 3)
-        by_size = traced and (function in _sized_by_arguments or "split" in function.__name__)
-        if by_mask or by_values or by_size:
-            self.seen(None, "a size")
+        by_size = (traced and function in _sized_by_arguments) or (function, len(args)) in _sized_by_values
+        if by_index or by_mask or by_size:
+            self.seen(None, "an index")
         values, named = row.plain(args, options)
         out = compute(*values, **named)
-        if out is None or any(out is x for x in leaves if isinstance(x, np.ndarray)):
-            raise _UntraceableError(f"jit() cannot follow {_name(function)} that writes into an array: make a new one")
+        what = f"jit() cannot follow {_name(function)} that writes into an array: make a new one"
+        _check(out is not None and not any(out is x for x in leaves if isinstance(x, np.ndarray)), what, self.refusal)
         if function in (np.shape, np.ndim, np.size, np.result_type):
             return given, out
         arrays = [x for x in _leaves((values, named)) if isinstance(x, np.ndarray)]
@@ -2048,7 +2043,7 @@ class _Trace(_Observer):
         if isinstance(x, Tensor):
             _check_local(jit, x)
             what = "a computed Tensor from outside would lose its gradient under jit(): give it as an argument"
-            _check(x._node is None or x._node[1] is None, what, _UntraceableError)
+            _check(x._node is None or x._node[1] is None, what, self.refusal)
         return [*x] if isinstance(x, range) else x if _literal(x) is not None else self.bound(x)
 
     def value(self, line, out, arrays):
