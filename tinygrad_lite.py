@@ -1902,7 +1902,7 @@ _refusals = {key: f"jit() cannot follow {cause}, as every call brings new values
      "give a Python int, which tracing fixes, or write np.where(mask, x, 0)")]}
 # fmt: on
 _plain_types = int, bool, str, type(None)  # written as their repr
-_neutral = {np.multiply: 1, np.divide: 1, np.power: 1, np.subtract: 0}
+_neutral: dict[Any, int] = {np.multiply: 1, np.divide: 1, np.power: 1, np.subtract: 0}
 _of_minus = {np.add: np.subtract, np.subtract: np.add, np.negative: np.positive}  # what they are of b, if given -b
 _reshape, _transpose = np.ndarray.reshape, np.ndarray.transpose  # what all that does the same becomes
 _reshapes = {np.reshape, np.ravel, np.squeeze, np.expand_dims, np.atleast_1d, np.atleast_2d, np.atleast_3d}
@@ -1913,8 +1913,8 @@ _as_one = {op.getitem, _astype, _add_at, _whole}  # functions that are one line,
 _reserved = {"np", "float", "len", "NotImplemented", *keyword.kwlist}
 _of_elements = {*_as_one, np.where, np.take, np.take_along_axis, np.clip, np.full_like, np.isclose, np.allclose}
 _of_elements |= {np.array_equal, np.array_equiv, np.isin, np.dot, np.inner, np.outer, np.vdot, np.kron, np.tensordot}
-_sized_by_arguments = {np.broadcast_to, np.pad, np.repeat, np.reshape, np.tile, np.array_split, np.split}
-_sized_by_arguments |= {np.dsplit, np.hsplit, np.vsplit}
+_sized_by_arguments = {np.broadcast_to, np.pad, np.repeat, np.reshape, np.tile}
+_sized_by_arguments |= {np.array_split, np.dsplit, np.hsplit, np.split, np.vsplit}
 _sized_by_values = {(np.argwhere, 1), (np.flatnonzero, 1), (np.nonzero, 1), (np.where, 1)}  # with so many arguments
 
 
@@ -1971,6 +1971,7 @@ class _Trace(_Observer):
 
     def compute(self, row, order, compute, args, options):
         function, leaves = compute if isinstance(row, _Joining) else row.function, _leaves((args, options))
+        # Beside a Tensor, an array is an axis or a length to NumPy's functions that are no ufuncs. Others read it.
         reads, is_ufunc = not hasattr(function, "_implementation"), isinstance(function, np.ufunc)
         given = tuple([self.given(x) if reads or isinstance(x, Tensor) else x for x in args])
         if reads and not is_ufunc and function not in _as_one:
@@ -1986,7 +1987,7 @@ class _Trace(_Observer):
         if by_index or by_mask or by_size:
             self.seen(None, "an index")
         values, named = row.plain(args, options)
-        out = compute(*values, **named)
+        out, values = compute(*values, **named), _leaves((values, named))
         what = f"jit() cannot follow {_name(function)} that writes into an array: make a new one"
         _check(out is not None and not any(out is x for x in leaves if isinstance(x, np.ndarray)), what, self.refusal)
         if function in (np.shape, np.ndim, np.size, np.result_type):
@@ -2043,10 +2044,9 @@ class _Trace(_Observer):
     def value(self, line, out, values):
         """A Tensor for a line; notes whose memory it has, whatever the order of elements in memory."""
         views = (_reshape, _transpose, np.broadcast_to, op.getitem if line.shape else None)
-        is_view = line.function in views or any(
-            np.may_share_memory(out, x) for x in _leaves(values) if isinstance(x, np.ndarray)
-        )
-        source = next((x for x in line.args if x.__class__ is _Line), line) if is_view else line
+        is_view = line.function in views or any(np.may_share_memory(out, x) for x in values)
+        parts = _leaves((line.args, line.options)) if is_view else []
+        source = next((x for x in parts if isinstance(x, _Line)), line)
         is_writeable = np.asarray(out).flags.writeable and line.function is not np.broadcast_to
         self.memory.setdefault(line, self.memory.get(source, source) if is_writeable else None)
         return _Traced(self, line, out)
@@ -2105,6 +2105,7 @@ class _Trace(_Observer):
         if function is not np.where and (not isinstance(function, np.ufunc) or function.signature):
             return self.new(function, args, options, like)
         args = self.thinned(args, like)
+        # What numbers and signs change nothing, or more simply said.
         a, b = args[::-1] if function is np.multiply and type(args[0]) in _python else (args[0], args[-1])
         is_neutral = type(b) in _python and b == _neutral.get(function) and math.copysign(1, b) == 1
         if is_neutral and a.like == like:
