@@ -2973,7 +2973,8 @@ def test_results_are_arrays_of_their_own():
     assert type(jit(lambda x: x.sum())(x)) is type(jit(lambda x: x)(2.0)) is np.ndarray
     x = np.array([[1.0]])
     for f in (lambda x: x.mean()[None], lambda x: x.sum()[..., None], lambda x: x[0, 0], lambda x: x.max()[()],
-              lambda x: np.diagonal(x) - 0, lambda x: x * 1, lambda x: np.transpose(a=x), lambda x: np.split(x.T, 1)[0] / 1):  # fmt: skip
+              lambda x: np.diagonal(x) - 0, lambda x: x * 1, lambda x: np.transpose(a=x),
+              lambda x: np.split(x.T, 1)[0] / 1):  # fmt: skip
         jit(f)(x)[...] = 99.0
     assert x == 1.0
 
