@@ -1846,7 +1846,6 @@ def to_dot(t: Tensor, names: dict[str, Any] | None = None) -> str:
 
 import ast
 import collections
-import fractions
 import keyword
 import weakref
 
@@ -1923,9 +1922,7 @@ def _literal(x):
     if type(x) in _plain_types or (type(x) is slice and {*map(type, (x.start, x.stop, x.step))} <= {*_plain_types}):
         return f"({x!r})" if type(x) is int and x < 0 else repr(x)
     if type(x) is float:
-        text = f"({x!r})".replace("nan", "np.nan").replace("inf", "np.inf")
-        ratio = fractions.Fraction(x if math.isfinite(x) else 0).limit_denominator(1_000_000)  # of decimals without end
-        return min(text, f"({ratio.numerator} / {ratio.denominator})", key=len) if float(ratio) == x else text
+        return f"({x!r})".replace("nan", "np.nan").replace("inf", "np.inf")
     if isinstance(x, np.generic):
         return f"{_literal(x.dtype)}({_literal(x.item())})"
     x = x.type if isinstance(x, np.dtype) and x == np.dtype(x.type) else x
