@@ -481,7 +481,7 @@ class Tensor(_Anything):
         >>> Tensor([[2.5]]).item()
         2.5
         """
-        return np.asarray(_seen(self, "item()")._value).item()
+        return np.asarray(_seen(self, "a Python number")._value).item()
 
     def __array_ufunc__(self, ufunc, method, *inputs, **options):
         if method != "__call__" or options:
@@ -663,7 +663,7 @@ def _fit(g, x, out, row, to):
         axes = [axis for axis, n in enumerate(shape, new) if new >= 0 and n != g.shape[axis]]
         if new < 0 or g.shape[:new] != out.shape[:new] or any([shape[axis - new] != 1 for axis in axes]):
             raise ValueError(f"a rule of {_name(row.function)} returned shape {g.shape} for an argument of {shape}")
-        g = g.sum((*range(new), *axes)).reshape(shape)
+        g = g.sum((*range(new), *axes), keepdims=not new).reshape(shape)
     is_whole = g.shape == shape or (to and to.kind and x.size)  # a number is more than an array of nothing
     is_like = type(g) is type(x) or isinstance(x, (np.ndarray, Tensor)) or not hasattr(x, "__array_function__")
     return g if is_whole and is_like and g.dtype == x.dtype else _whole(g, x)
@@ -1801,18 +1801,8 @@ def to_dot(t: Tensor, names: dict[str, Any] | None = None) -> str:
 
 import ast
 import collections
-import fractions
 import keyword
 import weakref
-
-
-class _UntraceableError(TypeError):
-    """Of what ``jit`` cannot follow, as each call brings other values; it comes even if the function catches it."""
-
-    def __init__(self, message):
-        super().__init__(message)
-        if isinstance(_thread.observer, _Trace):
-            _thread.observer.refused = self
 
 
 class _Line:
@@ -1843,7 +1833,7 @@ class _Traced(Tensor):
     @property
     def _value(self):
         what = "a Tensor from within a function under jit() was used outside: return it instead"
-        _check(_thread.observer is self.trace, what, _UntraceableError)
+        _check(_thread.observer is self.trace, what, TypeError)
         return self.value
 
     def _at(self, node):
@@ -1860,14 +1850,14 @@ _symbols = {
     np.greater: ">", np.greater_equal: ">=", np.bitwise_and: "&", np.bitwise_or: "|", np.bitwise_xor: "^"}
 _refusals = {key: f"jit() cannot follow {cause}, as every call brings new values: {advice}" for key, cause, advice in [
     ("bool()", "if, while or bool() of a Tensor", "write np.where or np.maximum, or decide and loop outside"),
-    ("a Python number", "float(), int() or math's functions of a Tensor", "use np. functions"),
-    ("a NumPy array", "np.asarray(), .item() or a format of a Tensor", "use np. functions, np.stack for np.array"),
-    ("item()", "np.asarray(), .item() or a format of a Tensor", "use np. functions, np.stack for np.array"),
-    ("an index", "a Tensor as an axis, a length or in range()", "give the function a Python int, which tracing fixes"),
-    ("a size", "a result whose shape depends on values", "write np.where(mask, x, 0), or select outside")]}
+    ("a Python number", "float(), int(), .item(), a format or math's functions of a Tensor", "use np. functions"),
+    ("a NumPy array", "np.asarray() or np.array() of a Tensor", "use np. functions, np.stack for np.array"),
+    ("an index", "a Tensor as an axis, a length or in range(), or a result whose shape depends on values",
+     "give a Python int, which tracing fixes, or write np.where(mask, x, 0)")]}
 # fmt: on
 _plain_types = int, bool, str, type(None)  # written as their repr
-_neutral = {np.multiply: 1, np.divide: 1, np.power: 1, np.subtract: 0, np.add: ...}
+_neutral: dict[Any, int] = {np.multiply: 1, np.divide: 1, np.power: 1, np.subtract: 0}
+_of_minus = {np.add: np.subtract, np.subtract: np.add, np.negative: np.positive}  # what they are of b, if given -b
 _reshape, _transpose = np.ndarray.reshape, np.ndarray.transpose  # what all that does the same becomes
 _reshapes = {np.reshape, np.ravel, np.squeeze, np.expand_dims, np.atleast_1d, np.atleast_2d, np.atleast_3d}
 _transposes = {np.transpose, np.swapaxes, np.moveaxis, np.matrix_transpose, np.linalg.matrix_transpose}
@@ -1877,13 +1867,9 @@ _as_one = {op.getitem, _astype, _add_at, _whole}  # functions that are one line,
 _reserved = {"np", "float", "len", "NotImplemented", *keyword.kwlist}
 _of_elements = {*_as_one, np.where, np.take, np.take_along_axis, np.clip, np.full_like, np.isclose, np.allclose}
 _of_elements |= {np.array_equal, np.array_equiv, np.isin, np.dot, np.inner, np.outer, np.vdot, np.kron, np.tensordot}
-_sized_by_arguments = {np.broadcast_to, np.pad, np.repeat, np.reshape, np.tile}  # and those that split
-
-
-def _number(c):
-    """The simplest Python number that rounds to a NumPy scalar."""
-    n, d = fractions.Fraction(c.item() if np.isfinite(c) else 0).limit_denominator(1000).as_integer_ratio()
-    return c.item() if not n or type(c)(n / d) != c else n if d == 1 else n / d
+_sized_by_arguments = {np.broadcast_to, np.pad, np.repeat, np.reshape, np.tile}
+_sized_by_arguments |= {np.array_split, np.dsplit, np.hsplit, np.split, np.vsplit}
+_sized_by_values = {(np.argwhere, 1), (np.flatnonzero, 1), (np.nonzero, 1), (np.where, 1)}  # with so many arguments
 
 
 def _literal(x):
@@ -1891,9 +1877,7 @@ def _literal(x):
     if type(x) in _plain_types or (type(x) is slice and {*map(type, (x.start, x.stop, x.step))} <= {*_plain_types}):
         return f"({x!r})" if type(x) is int and x < 0 else repr(x)
     if type(x) is float:
-        text = f"({x!r})".replace("nan", "np.nan").replace("inf", "np.inf")
-        ratio = fractions.Fraction(x if math.isfinite(x) else 0).limit_denominator(1_000_000)  # of decimals without end
-        return min(text, f"({ratio.numerator} / {ratio.denominator})", key=len) if float(ratio) == x else text
+        return f"({x!r})".replace("nan", "np.nan").replace("inf", "np.inf")
     if isinstance(x, np.generic):
         return f"{_literal(x.dtype)}({_literal(x.item())})"
     x = x.type if isinstance(x, np.dtype) and x == np.dtype(x.type) else x
@@ -1930,40 +1914,43 @@ class _Trace(_Observer):
             return tensor if isinstance(tensor, _Traced) and what != "detach()" else self.given(tensor)
         if what.startswith("the result of "):
             return self.name(tensor, what.removeprefix("the result of ").replace("<lambda>", "f"))
-        raise _UntraceableError(_refusals.get(what, f"{what} would happen only once under jit(): do it outside"))
+        raise self.refusal(_refusals.get(what, f"{what} would happen only once under jit(): do it outside"))
+
+    def refusal(self, message):
+        """The error for what jit cannot follow; it comes even if the function catches it."""
+        self.refused = TypeError(message)
+        return self.refused
 
     def compute(self, row, order, compute, args, options):
         function, leaves = row.function if row is _row(row.function) else compute, _leaves((args, options))
-        reads = isinstance(function, np.ufunc) or function is np.where or not hasattr(function, "_implementation")
+        # Beside a Tensor, an array is an axis or a length to NumPy's functions that are no ufuncs. Others read it.
+        reads, is_ufunc = not hasattr(function, "_implementation"), isinstance(function, np.ufunc)
         given = tuple([self.given(x) if reads or isinstance(x, Tensor) else x for x in args])
-        if not (isinstance(function, np.ufunc) or hasattr(function, "_implementation") or function in _as_one):
-            return given, function(*given, **_map(self.given, options))  # whose calls of NumPy are noted
+        if reads and not is_ufunc and function not in _as_one:
+            return given, function(*given, **options)  # whose calls of NumPy are noted
         what = "jit() generates code for NumPy's arrays: leave it out where there are arrays of another library"
-        _check(not any(map(_is_foreign, leaves)), what, _UntraceableError)
+        _check(not any(map(_is_foreign, leaves)), what, self.refusal)
         # What depends on values: an axis or a length, and the shape of the result.
         traced = [x for x in _leaves((args[1:], options)) if isinstance(x, Tensor)]
-        is_index = any(not x.ndim and x.dtype.kind in "iu" for x in traced)
-        if is_index and not isinstance(function, np.ufunc) and function not in _of_elements:
-            self.seen(None, "an index")
+        is_number = any(not x.ndim and x.dtype.kind in "iu" for x in traced)
+        by_index = is_number and not is_ufunc and function not in _of_elements
         by_mask = function is op.getitem and any(x.dtype == bool for x in traced)
-        by_values = function in (np.argwhere, np.flatnonzero, np.nonzero) or (function is np.where and len(args) < 3)
-        by_size = traced and (function in _sized_by_arguments or "split" in function.__name__)
-        if by_mask or by_values or by_size:
-            self.seen(None, "a size")
+        by_size = (traced and function in _sized_by_arguments) or (function, len(args)) in _sized_by_values
+        if by_index or by_mask or by_size:
+            self.seen(None, "an index")
         values, named = row.plain(args, options)
-        out = compute(*values, **named)
-        if out is None or any(out is x for x in leaves if isinstance(x, np.ndarray)):
-            raise _UntraceableError(f"jit() cannot follow {_name(function)} that writes into an array: make a new one")
+        out, values = compute(*values, **named), _leaves((values, named))
+        what = f"jit() cannot follow {_name(function)} that writes into an array: make a new one"
+        _check(out is not None and not any(out is x for x in leaves if isinstance(x, np.ndarray)), what, self.refusal)
         if function in (np.shape, np.ndim, np.size, np.result_type):
             return given, out
-        arrays = [x for x in _leaves((values, named)) if isinstance(x, np.ndarray)]
         args, options = _map(self.line_of, (tuple(args), options))
         self.take_names()
         if not isinstance(out, (tuple, list)):
-            return given, self.value(self.line(function, args, options, _like(out)), out, arrays)
+            return given, self.value(self.line(function, args, options, _like(out)), out, values)
         whole = self.new(function, args, options, _like(None))
         self.memory[whole] = self.memory.get(args[0], args[0])
-        parts = [self.value(self.new(op.getitem, (whole, i), {}, _like(x)), x, arrays) for i, x in enumerate(out)]
+        parts = [self.value(self.new(op.getitem, (whole, i), {}, _like(x)), x, values) for i, x in enumerate(out)]
         return given, type(out)(*parts) if hasattr(out, "_fields") else type(out)(parts)
 
     def starts(self, root):
@@ -1987,30 +1974,31 @@ class _Trace(_Observer):
             self.outside[id(x)] = line
         return _Traced(self, line, x) if is_array else x
 
-    def bound(self, x):
-        """The line of what is outside: a Tensor, whose value each call reads anew, or a thing that stays."""
-        like = _like(x._value if isinstance(x, Tensor) else x)
-        return self.outside.setdefault(id(x), _Line(None, (x,), {}, like))
-
     def given(self, x):
         """What an operation gets: for a Tensor or an array one with a line and no node, other things as they are."""
         is_array = isinstance(x, (Tensor, np.ndarray))
         return _Traced(self, self.line_of(x), _as_scalar(_value_of(x))) if is_array else x
 
     def line_of(self, x):
+        """What stands for x in a line: x itself if it may stand in the source, else its line.
+
+        From outside come Tensors, whose values each call reads anew, and things that stay.
+        """
         if isinstance(x, _Traced):
             return x._value is not x and x.line  # an error if x is of another trace
         if isinstance(x, Tensor):
             _check_local(jit, x)
             what = "a computed Tensor from outside would lose its gradient under jit(): give it as an argument"
-            _check(x._node is None or x._node[1] is None, what, _UntraceableError)
-        return [*x] if isinstance(x, range) else x if _literal(x) is not None else self.bound(x)
+            _check(x._node is None or x._node[1] is None, what, self.refusal)
+        is_text = _literal(x) is not None
+        return x if is_text else self.outside.setdefault(id(x), _Line(None, (x,), {}, _like(_value_of(x))))
 
-    def value(self, line, out, arrays):
+    def value(self, line, out, values):
         """A Tensor for a line; notes whose memory it has, whatever the order of elements in memory."""
         views = (_reshape, _transpose, np.broadcast_to, op.getitem if line.shape else None)
-        is_view = line.function in views or any(np.may_share_memory(out, x) for x in arrays)
-        source = next((x for x in line.args if x.__class__ is _Line), line) if is_view else line
+        is_view = line.function in views or any(np.may_share_memory(out, x) for x in values)
+        parts = _leaves((line.args, line.options)) if is_view else []
+        source = next((x for x in parts if isinstance(x, _Line)), line)
         is_writeable = np.asarray(out).flags.writeable and line.function is not np.broadcast_to
         self.memory.setdefault(line, self.memory.get(source, source) if is_writeable else None)
         return _Traced(self, line, out)
@@ -2040,49 +2028,44 @@ class _Trace(_Observer):
     def line(self, function, args, options, like):
         """The line of a call, in the simplest form that it has."""
         shape, dtype, _ = like
-        # Of an array that says what kind is wanted, this is what counts.
-        args = {_astype: (*args[:1], dtype), _add_at: args[:2], _whole: (*args[:1], shape, dtype)}.get(function, args)
         x: Any = args[0] if args else None
+        # Of an array that says what kind is wanted, this is what counts.
+        args = {_astype: (x, dtype), _add_at: args[:2], _whole: (x, shape, dtype)}.get(function, args)
         if function is _whole and isinstance(x, _Line):
             x = self.line(_astype, (x, dtype), {}, (x.shape, dtype, False))
             function, args = np.broadcast_to, (x, shape)
         elif function is _astype and x.weak:
             function, args = dtype.type, (x,)
-        rest, size = args[1:], math.prod(shape or ())
-        by_order = any(isinstance(a, (_Line, str)) for a in _leaves((rest, options)))
+        by_order = any(isinstance(a, (_Line, str)) for a in _leaves((args[1:], options)))
         if isinstance(x, _Line) and x.like[1:] == like[1:] and not by_order:
-            reduces = function in _reductions and len(rest) < 2 and options.keys() <= {"axis", "keepdims"}
-            if function is np.mean and reduces and dtype in (np.float32, np.float64):
-                count = math.prod(x.shape) // max(size, 1)
-                return self.line(np.divide, (self.line(np.sum, args, options, like), count), {}, like)
-            if function in _reshapes or (reduces and math.prod(x.shape) == size):
-                if x.function in _reductions and shape == _reduced(x.args[0], x.options.get("axis")) != x.shape:
-                    return self.new(x.function, x.args, x.options | {"keepdims": True}, like)
+            reduces = function in _reductions and len(args) < 3 and options.keys() <= {"axis", "keepdims"}
+            if function in _reshapes or (reduces and math.prod(x.shape) == math.prod(shape)):
                 function, args, options = _reshape, (x.args[0] if x.function is _reshape else x, *(shape or [()])), {}
             elif function in _transposes:
                 inner, order = x.args if x.function is _transpose else (x, range(x.ndim))
-                axes = function(np.empty(order), *rest, **options).shape
+                axes = function(np.empty(order), *args[1:], **options).shape
                 function, args, options = np.copy if axes == (*range(x.ndim),) else _transpose, (inner, axes), {}
             elif reduces:
-                axes = _axes(x, options.get("axis", rest[0] if rest else None))
+                axes = _axes(x, options.get("axis", args[1] if args[1:] else None))
                 axis = {} if len(axes) == x.ndim else {"axis": axes if len(axes) > 1 else axes[0]}
                 args, options = (x,), axis | ({"keepdims": True} if len(shape) == x.ndim else {})
+                if function is np.mean and dtype.char in "fd":
+                    total, count = self.new(np.sum, args, options, like), math.prod(x.shape) // max(math.prod(shape), 1)
+                    function, args, options = np.divide, (total, count), {}
             if args[0].shape == shape and function in (_reshape, np.broadcast_to, np.positive, np.copy, _astype):
                 return args[0]
-        if function is np.where or (isinstance(function, np.ufunc) and function.signature is None):
-            args = self.thinned(args, like)
-        if function is np.negative and x.function is np.negative and not options:
-            return x.args[0]
-        for a, b in [args, args[::-1]][: 1 + (function is np.multiply)] if function in _neutral and not options else ():
-            number = b if type(b) in _python and a.like == like else None
-            if number == _neutral[function] and math.copysign(1, b) == 1:
-                return a
-            if number == -1 and function is np.multiply:
-                return self.new(np.negative, (a,), {}, like)
-            if function is np.power and type(b) is int and b == 0 and not like[2]:
-                return self.new(_whole, (dtype.type(1), shape, dtype), {}, like)
-            if isinstance(b, _Line) and b.function is np.negative and function in (np.add, np.subtract):
-                return self.line(np.add if function is np.subtract else np.subtract, (a, b.args[0]), {}, like)
+        if function is not np.where and (not isinstance(function, np.ufunc) or function.signature):
+            return self.new(function, args, options, like)
+        args = self.thinned(args, like)
+        # What numbers and signs change nothing, or more simply said.
+        a, b = args[::-1] if function is np.multiply and type(args[0]) in _python else (args[0], args[-1])
+        is_neutral = type(b) in _python and b == _neutral.get(function) and math.copysign(1, b) == 1
+        if is_neutral and a.like == like:
+            return a
+        if function is np.power and type(b) is int and b == 0 and not like[2]:
+            return self.new(_whole, (dtype.type(1), shape, dtype), {}, like)
+        if function in _of_minus and isinstance(b, _Line) and b.function is np.negative:
+            return self.line(_of_minus[function], (*args[:-1], b.args[0]), {}, like)
         return self.new(function, args, options, like)
 
     def thinned(self, args, like):
@@ -2098,14 +2081,14 @@ class _Trace(_Observer):
                     break
                 args[i] = a = thin
             if isinstance(a, np.floating) and any(b.dtype == a.dtype and not b.weak for b in others):
-                args[i] = _number(a)
+                args[i] = int(a) if a and a.is_integer() else a.item()
         return tuple(args)
 
     def returned(self, x):
         """The line of a result: of a copy, where it may be an argument's memory, or another result's."""
         x = _as_scalar(x)
         if not isinstance(x, (Tensor, np.ndarray, np.generic)):
-            return x if type(x) in _plain_types else self.bound(x)
+            return self.line_of(x)
         line = self.line_of(x)
         if isinstance(line, np.generic):
             return self.new(_whole, (line, (), line.dtype), {}, _like(line))
@@ -2135,7 +2118,7 @@ class _Trace(_Observer):
             if text is not None:
                 parts = [x.start, x.stop, x.step] if index and type(x) is slice else []
                 return ":".join(["" if part is None else repr(part) for part in parts]).removesuffix(":") or text
-            x = self.bound(x)
+            x = self.line_of(x)
         if x not in self.texts:  # from outside
             self.texts[x] = self.unique(x.name or "c")
         return self.texts[x]
@@ -2166,7 +2149,7 @@ class _Trace(_Observer):
 
     def body(self, results):
         """The statements that compute some lines."""
-        needed = collections.Counter(results)
+        needed = collections.Counter([x for x in results if isinstance(x, _Line)])
         for line in filter(needed.__contains__, reversed(self.lines.values())):
             needed.update([x for x in _leaves((line.args, line.options)) if isinstance(x, _Line)])
         statements, is_back = [], False
