@@ -2167,7 +2167,7 @@ class _Trace(_Observer):
         return name if self.names[name] == 1 else self.unique(f"{name}_{self.names[name]}")
 
     def show(self, x):
-        """The text of an argument; of a slice as it is in brackets, as it is nowhere else."""
+        """The text of an argument; of slices as they are in brackets, for they are nowhere else."""
         if isinstance(x, (tuple, list)):
             items = "".join([f"{self.show(item)}, " for item in x])
             return f"[{items}]" if isinstance(x, list) else items if slice in map(type, x) else f"({items})"
@@ -2222,13 +2222,12 @@ class _Trace(_Observer):
             comment = "several arrays" if line.shape is None else str(line.shape)
             step = [x if x.isidentifier() else f"({_plain_text(x)})" if 3 < len(x) < 40 else "..." for x in step]
             comment = f"d {' / d '.join(step)}, " * bool(step) + comment
-            if line.is_back != is_back:
-                is_back = line.is_back
-                statements += ["", "# Backward"] if is_back else [""]
+            statements += (["", "# Backward"] if line.is_back else [""]) * (line.is_back != is_back)
+            is_back = line.is_back
             statements.append(f"{name} = {_plain_text(call)}  # {comment}")
             if line.function is _add_at:
                 values, index = _plain_text(self.show(line.args[0])), line.args[1]
-                place = _plain_text(self.text(_Line(op.getitem, (line, index), {}, line.like)))
+                place = _plain_text(f"{name}[{self.show(index)}]")
                 at = self.show(index) if isinstance(index, _Line) else place.replace(name, "np.s_", 1)
                 statements.append(f"{place} = {values}" if _is_basic(index) else f"np.add.at({name}, {at}, {values})")
         return statements
@@ -2279,17 +2278,16 @@ def _defined(name, text, scope):
 
 
 def _filled(tree, leaves):
-    """The same structure with other leaves."""
-    each = iter(leaves)
-    return _map(lambda _: next(each), tree)
+    """The same structure with other leaves, from an iterator."""
+    return _map(lambda _: next(leaves), tree)
 
 
 def _generate(f, args, options):
     """What jit makes of f for arguments of one kind.
 
     They are the text of a module; ``lower()``, the function in it, given what that reads from outside; and ``run``,
-    which takes the leaves of arguments too, but returns what f does, with 0-d arrays for numbers, or NotImplemented if
-    the leaves are of another kind.
+    which takes the leaves of arguments too, but returns what f does, with 0-d arrays for numbers, or NotImplemented for
+    leaves of another kind, which it does not look for if they are known to be of this one.
     """
     trace, names, given = _Trace(), [], _leaves((args, options))
     with contextlib.suppress(ValueError):  # of functions in C that do not tell their parameters
@@ -2308,32 +2306,31 @@ def _generate(f, args, options):
     statements, texts = trace.body(results), [_plain_text(trace.show(x)) for x in results]
     shapes = [str(x.shape) for x in arrays if not any(trace.texts[x].isidentifier() for x in arrays)]
     last = f"return {', '.join(texts)}" + f"  # {', '.join(shapes)}" * bool(shapes)
-    read = [line for line in trace.texts if line.function is None and line.args]  # of the lines outside
-    facts = [*trace.facts, *[f"{trace.texts[x]} {x.shape or ''}".strip() for x in read]]
-    head = f"# For {', '.join(facts) or 'no arguments'}"
+    read = {text: line for line, text in trace.texts.items() if line.function is None and line.args}  # from outside
+    facts = ", ".join([*trace.facts, *[f"{text} {line.shape or ''}".strip() for text, line in read.items()]])
     name = _Trace().unique(getattr(f, "__name__", ""), "function")  # which may be that of a variable, too
-    text = _function_text(name, [*parameters, *[trace.texts[x] for x in read]], [head, *statements, last])
+    text = _function_text(name, [*parameters, *read], [f"# For {facts or 'no arguments'}", *statements, last])
 
     # The function for all calls: checks of the leaves, and the same statements.
-    scope = {"np": np, "_array": np.ndarray, "_signature": _signature, "_as_scalar": _as_scalar}
+    scope = {"np": np, "_array": np.ndarray, "_signature": _signature, "_as_scalar": _as_scalar, "_filled": _filled}
 
     def bind(x):
         scope[name := f"_{len(scope)}"] = x
         return f"_as_scalar({name}._value)" if isinstance(x, Tensor) else name
 
-    inside = [*[f"{trace.texts[line]} = {bind(*line.args)}" for line in read], *statements]
-    lower = functools.cache(lambda: _defined(name, _function_text(name, parameters, [head, *inside, last]), scope))
+    inside = [*[f"{text} = {bind(*line.args)}" for text, line in read.items()], *statements]
+    lower = functools.cache(lambda: _defined(name, _function_text(name, parameters, [*inside, last]), scope))
 
     def check(p, x):
         if isinstance(x, np.ndarray):
             return f"{p}.__class__ is _array and {p}.shape == {x.shape} and {p}.dtype == {bind(x.dtype)}"
-        if isinstance(x, np.generic) or type(x) is float:  # a 0-d array is a number too
+        if isinstance(x, np.generic):  # a 0-d array is one too
             return f"({p} := {p}[()] if {p}.__class__ is _array else {p}).__class__ is {bind(type(x))}"
-        return f"_signature({p}) == {bind(_signature(x))}"
+        return f"{p}.__class__ is float" if type(x) is float else f"_signature({p}) == {bind(_signature(x))}"
 
     checks = " and ".join(["not _rest", *map(check, parameters, given)])
     trace.texts |= {x: f"({trace.texts[x]}).__array__()" for x in arrays if x.shape == ()}
-    returned = trace.show(out) if _is_tuples(out) else f"{bind(functools.partial(_filled, out))}({trace.show(results)})"
+    returned = trace.show(out) if _is_tuples(out) else f"_filled({bind(out)}, iter({trace.show(results)}))"
     ways = [*[f"{p}=NotImplemented" for p in parameters], "*_rest", "_known=False"]
     guard = f"if not (_known or {checks}): return NotImplemented"
     run = _function_text(name, ways, [guard, *inside, f"return {returned}"])
@@ -2412,13 +2409,13 @@ def jit(f: Callable) -> Any:
             return out
         leaves, observer = _leaves((args, options)), _thread.observer
         recorded = _thread.recording and any(isinstance(x, Tensor) and x._node for x in leaves)
-        is_as_is = recorded or isinstance(observer, _Trace)
-        if not (is_as_is or observer or any(map(_is_foreign, leaves))):
+        as_is = recorded or isinstance(observer, _Trace)
+        if not (as_is or observer or any(map(_is_foreign, leaves))):
             *_, run, values = find(args, options)
             latest = run if not options and [*map(id, leaves)] == [*map(id, args)] else latest
             return run(*values, _known=True)
         out = f(*args, **options)
-        return out if is_as_is else _map(lambda x: x.data if isinstance(x, Tensor) else x, out)
+        return out if as_is else _map(lambda x: x.data if isinstance(x, Tensor) else x, out)
 
     jitted.source = lambda *args, **options: find(args, options)[0]  # type: ignore[attr-defined]
     jitted.lower = lambda *args, **options: find(args, options)[1]()  # type: ignore[attr-defined]
