@@ -2086,42 +2086,41 @@ class _Trace(_Observer):
 
     def returned(self, x):
         """The line of a result: of a copy, where it may be an argument's memory, or another result's."""
-        x = _as_scalar(x)
-        if not isinstance(x, (Tensor, np.ndarray, np.generic)):
-            return self.line_of(x)
-        line = self.line_of(x)
-        if isinstance(line, np.generic):
-            return self.new(_whole, (line, (), line.dtype), {}, _like(line))
+        if type(x) in _plain_types:
+            return x
+        line = (
+            self.line_of(x)
+            if isinstance(x, Tensor)
+            else self.outside.setdefault(id(x), _Line(None, (x,), {}, _like(x)))
+        )
         memory = self.memory.get(line, line)
-        if line.weak or memory is None or memory.function is None or memory in self.results:
-            function = np.float64 if line.weak and line.dtype == np.float64 else np.copy
-            line = self.lines[object()] = _Line(function, (line,), {}, (*line.like[:2], False))
+        shared = line.weak or memory is None or memory.function is None or memory in self.results
+        if shared and line.shape is not None:
+            copy = line.dtype.type if line.weak else np.copy
+            line = self.lines[object()] = _Line(copy, (line,), {}, (*line.like[:2], False))
         self.results.add(memory)
         return line
 
     # Printing
 
-    def unique(self, name):
-        """The name, with a number if it is taken."""
-        name = name if str.isascii(name) and str.isidentifier(name) and name[0] != "_" else "c"
+    def unique(self, name, other="c"):
+        """The name, or another for what is none, with a number if it is taken."""
+        name = str.__str__(name) if str.isascii(name) and str.isidentifier(name) and name[0] != "_" else other
         self.names[name] += 1
         return name if self.names[name] == 1 else self.unique(f"{name}_{self.names[name]}")
 
-    def show(self, x, index=False):
-        """The text of an argument, or of an index without its brackets."""
+    def show(self, x):
+        """The text of an argument; of slices as they are in brackets, for they are nowhere else."""
         if isinstance(x, (tuple, list)):
-            text = ", ".join([self.show(item, index and type(item) is slice) for item in x])
-            text += "," * (len(x) == 1 and isinstance(x, tuple))
-            return f"[{text}]" if isinstance(x, list) else text if index and x else f"({text})"
-        if not isinstance(x, _Line):
-            text = _literal(x)
-            if text is not None:
-                parts = [x.start, x.stop, x.step] if index and type(x) is slice else []
-                return ":".join(["" if part is None else repr(part) for part in parts]).removesuffix(":") or text
-            x = self.line_of(x)
-        if x not in self.texts:  # from outside
-            self.texts[x] = self.unique(x.name or "c")
-        return self.texts[x]
+            items = "".join([f"{self.show(item)}, " for item in x])
+            return f"[{items}]" if isinstance(x, list) else items if slice in map(type, x) else f"({items})"
+        text = self.texts.get(x) if isinstance(x, _Line) else _literal(x)
+        if type(x) is slice and text:
+            return ":".join(["" if part is None else repr(part) for part in (x.start, x.stop, x.step)])
+        if text is None:  # from outside
+            line = x if isinstance(x, _Line) else self.line_of(x)
+            text = self.texts[line] = self.texts.get(line) or self.unique(line.name)
+        return text
 
     def text(self, line):
         """The call of a line, in the texts of its arguments."""
@@ -2131,7 +2130,7 @@ class _Trace(_Observer):
         if symbol and (not of_python or (line.weak and symbol in "+-*")):  # else Python's numbers do not do as NumPy's
             return f"({show(args[0])} {symbol} {show(args[1])})" if len(args) == 2 else f"(-{show(args[0])})"
         if function is op.getitem:
-            return f"{show(args[0])}[{show(args[1], True)}]"
+            return f"{show(args[0])}[{show(args[1])}]"
         if function in (_whole, _add_at):
             c = args[0].item() if function is _whole else 0.0
             if not line.shape and function is _whole:
@@ -2164,17 +2163,16 @@ class _Trace(_Observer):
                 continue
             self.texts[line] = name = self.unique(name or "tg"[line.is_back])
             comment = "several arrays" if line.shape is None else str(line.shape)
-            if step:
-                of, by = [x if x.isidentifier() else f"({_plain_text(x)})" if 3 < len(x) < 40 else "..." for x in step]
-                comment = f"d {of} / d {by}, {comment}"
-            if line.is_back != is_back:
-                is_back = line.is_back
-                statements += ["", "# Backward"] if is_back else [""]
+            step = [x if x.isidentifier() else f"({_plain_text(x)})" if 3 < len(x) < 40 else "..." for x in step]
+            comment = f"d {' / d '.join(step)}, " * bool(step) + comment
+            statements += (["", "# Backward"] if line.is_back else [""]) * (line.is_back != is_back)
+            is_back = line.is_back
             statements.append(f"{name} = {_plain_text(call)}  # {comment}")
             if line.function is _add_at:
-                values, index = _plain_text(self.show(line.args[0])), self.show(line.args[1], True)
-                at = f"np.add.at({name}, {index if isinstance(line.args[1], _Line) else f'np.s_[{index}]'}, {values})"
-                statements.append(f"{name}[{index}] = {values}" if _is_basic(line.args[1]) else at)
+                values, index = _plain_text(self.show(line.args[0])), line.args[1]
+                place = _plain_text(f"{name}[{self.show(index)}]")
+                at = self.show(index) if isinstance(index, _Line) else place.replace(name, "np.s_", 1)
+                statements.append(f"{place} = {values}" if _is_basic(index) else f"np.add.at({name}, {at}, {values})")
         return statements
 
 
@@ -2184,7 +2182,7 @@ def _as_scalar(x):
 
 def _argument(x):
     """An argument as generated functions take it: arrays as NumPy's, numbers as scalars, other things as they are."""
-    return _as_scalar(_as_value(x.detach() if isinstance(x, Tensor) else x)) if hasattr(type(x), "__array__") else x
+    return _as_scalar(_as_value(_value_of(x))) if hasattr(type(x), "__array__") else x
 
 
 def _signature(x):
@@ -2209,16 +2207,13 @@ def _paths(tree, path):
     return [name for key, item in items for name in _paths(item, f"{path}_{key}")]
 
 
-_generated = itertools.count(1)
-
-
 def _function_text(name, parameters, lines):
     return "\n".join([f"def {name}({', '.join(parameters)}):", *[f"    {line}".rstrip() for line in lines], ""])
 
 
 def _defined(name, text, scope):
     """The function of this name that a text defines; tracebacks and profilers find its lines in linecache."""
-    file = f"<jit {name} {next(_generated)}>"
+    file = f"<jit {name} {-_next_order()}>"
     exec(compile(text, file, "exec"), scope)
     linecache.cache[file] = len(text), None, text.splitlines(True), file
     weakref.finalize(scope[name], linecache.cache.pop, file, None)
@@ -2228,16 +2223,15 @@ def _defined(name, text, scope):
 def _generate(f, args, options):
     """What jit makes of f for arguments of one kind.
 
-    They are the text of a module; ``lower()``, the function in it, given what that reads from outside, which returns
-    the leaves alone of other structures than tuples; and ``run(leaves)``, which does as f for the leaves of arguments
-    of this kind, with 0-d arrays for numbers, or gives NotImplemented.
+    They are the text of a module; ``lower()``, the function in it, given what that reads from outside; and ``run``,
+    which takes the leaves of arguments too, but returns what f does, with 0-d arrays for numbers, or NotImplemented for
+    leaves of another kind, which it does not look for if they are known to be of this one.
     """
-    trace, names = _Trace(), []
+    trace, names, given = _Trace(), [], _leaves((args, options))
     with contextlib.suppress(ValueError):  # of functions in C that do not tell their parameters
         names = [p.name for p in inspect.signature(f).parameters.values() if p.kind < p.VAR_POSITIONAL][: len(args)]
-    names += [*[f"args_{i}" for i in range(len(names), len(args))], *map(str.__str__, options)]
-    paths = [path for x, name in zip((*args, *options.values()), names, strict=True) for path in _paths(x, name)]
-    parameters, given = [*map(trace.unique, paths)], _leaves((args, options))
+    names += [*[f"args_{i}" for i in range(len(names), len(args))], *options]
+    parameters = [*map(trace.unique, itertools.chain(*map(_paths, (*args, *options.values()), names)))]
     args, options = _filled((args, options), map(trace.enter, given, parameters))
     with _set("observer", trace), _set("recording", True):
         out = _map(trace.returned, f(*args, **options))
@@ -2246,54 +2240,43 @@ def _generate(f, args, options):
 
     # The module, and the function in it.
     results = _leaves(out)
-    tree = out if _is_tuples(out) else tuple(results)
     arrays = [x for x in results if isinstance(x, _Line) and x.shape is not None]
-    statements, last = trace.body(results), _plain_text(trace.show(tree))
+    statements, texts = trace.body(results), [_plain_text(trace.show(x)) for x in results]
     shapes = [str(x.shape) for x in arrays if not any(trace.texts[x].isidentifier() for x in arrays)]
-    last = f"return {last[1:-1] if type(tree) is tuple and tree else last}" + f"  # {', '.join(shapes)}" * bool(shapes)
-    read = [line for line in trace.texts if line.function is None and line.args]  # of the lines outside
-    outside, name = [trace.texts[line] for line in read], str.__str__(getattr(f, "__name__", ""))
-    name = name if name.isascii() and name.isidentifier() and name not in _reserved and name[0] != "_" else "function"
-    seen = [f"{trace.texts[x]} {x.shape or ''}".strip() for x in read]
-    facts = f"# For {', '.join([*trace.facts, *seen]) or 'no arguments'}"
-    text = _function_text(name, [*parameters, *outside], [facts, *statements, last])
+    last = f"return {', '.join(texts)}" + f"  # {', '.join(shapes)}" * bool(shapes)
+    read = {text: line for line, text in trace.texts.items() if line.function is None and line.args}  # from outside
+    facts = ", ".join([*trace.facts, *[f"{text} {line.shape or ''}".strip() for text, line in read.items()]])
+    name = _Trace().unique(getattr(f, "__name__", ""), "function")  # which may be that of a variable, too
+    text = _function_text(name, [*parameters, *read], [f"# For {facts or 'no arguments'}", *statements, last])
 
     # The function for all calls: checks of the leaves, and the same statements.
-    scope = {"np": np, "_array": np.ndarray, "_signature": _signature, "_as_scalar": _as_scalar}
+    scope = {"np": np, "_array": np.ndarray, "_signature": _signature, "_as_scalar": _as_scalar, "_filled": _filled}
 
     def bind(x):
         scope[name := f"_{len(scope)}"] = x
-        return name
+        return f"_as_scalar({name}._value)" if isinstance(x, Tensor) else name
 
-    values = [f"_as_scalar({bind(x)}._value)" if isinstance(x, Tensor) else bind(x) for line in read for x in line.args]
-    inside = [*[f"{text} = {value}" for text, value in zip(outside, values, strict=True)], *statements]
-    checks = [f"len(_leaves) == {len(given)}"]
-    for i, (p, x) in enumerate(zip(parameters, given, strict=True)):
-        leaf = f"({p} := _leaves[{i}])"
+    inside = [*[f"{text} = {bind(*line.args)}" for text, line in read.items()], *statements]
+    lower = functools.cache(lambda: _defined(name, _function_text(name, parameters, [*inside, last]), scope))
+
+    def check(p, x):
         if isinstance(x, np.ndarray):
-            check = f"{leaf}.__class__ is _array and {p}.shape == {x.shape} and {p}.dtype == {bind(x.dtype)}"
-        elif isinstance(x, np.generic):  # a 0-d array is one too
-            check = f"({p} := {p}[()] if {leaf}.__class__ is _array else {p}).__class__ is {bind(type(x))}"
-        else:
-            check = f"{leaf}.__class__ is float" if type(x) is float else f"_signature({leaf}) == {bind(_signature(x))}"
-        checks.append(check)
-    lower = functools.cache(lambda: _defined(name, _function_text(name, parameters, [facts, *inside, last]), scope))
+            return f"{p}.__class__ is _array and {p}.shape == {x.shape} and {p}.dtype == {bind(x.dtype)}"
+        if isinstance(x, np.generic):  # a 0-d array is one too
+            return f"({p} := {p}[()] if {p}.__class__ is _array else {p}).__class__ is {bind(type(x))}"
+        return f"{p}.__class__ is float" if type(x) is float else f"_signature({p}) == {bind(_signature(x))}"
+
+    checks = " and ".join(["not _rest", *map(check, parameters, given)])
     trace.texts |= {x: f"({trace.texts[x]}).__array__()" for x in arrays if x.shape == ()}
-    rebuild = "" if _is_tuples(out) else bind(functools.partial(_filled, out))
-    guard = [f"if not ({' and '.join(checks)}):", "    return NotImplemented"]
-    returned = _plain_text(f"{rebuild}({trace.show(tree)})")
-    run = _function_text(name, ["_leaves"], [*guard, *inside, f"return {returned}"])
+    returned = trace.show(out) if _is_tuples(out) else f"_filled({bind(out)}, iter({trace.show(results)}))"
+    ways = [*[f"{p}=NotImplemented" for p in parameters], "*_rest", "_known=False"]
+    guard = f"if not (_known or {checks}): return NotImplemented"
+    run = _function_text(name, ways, [guard, *inside, f"return {returned}"])
     return f"import numpy as np\n\n\n{text}", lower, _defined(name, run, scope)
 
 
 def _is_tuples(tree):
     return not isinstance(tree, (tuple, list, dict)) or (type(tree) is tuple and all(map(_is_tuples, tree)))
-
-
-class _Key(tuple):
-    """A signature that brings along the arguments that have it."""
-
-    arguments: Any
 
 
 def jit(f: Callable) -> Any:
@@ -2315,7 +2298,7 @@ def jit(f: Callable) -> Any:
         becomes a number of NumPy's, that says ``np.float64(...)``.
     ``lower(*args)`` : the generated function itself, for arguments of the same kind, which it does not check. It takes
         and returns NumPy's scalars for numbers. Tensors and arrays from outside it has with it. Of structures it takes
-        and returns the leaves, one by one, but nested tuples of results stay what they are.
+        and returns the leaves alone, one by one.
     ``cache_info()`` : as of ``functools.lru_cache``; the 128 kinds that were used last are kept.
 
     Notes
@@ -2346,42 +2329,33 @@ def jit(f: Callable) -> Any:
     <BLANKLINE>
     """
     _check(callable(f), f"jit() takes a function, not {f!r}", TypeError)
-    latest: Any = None  # what ran last, if calls like that may be tried without a key, and how often that did
-    hits = 0
-
-    @functools.lru_cache(128)
-    def generated(key):
-        return _generate(f, *key.__dict__.pop("arguments"))
+    latest, hits = None, 0  # what ran last, if calls like that may be tried without a key, and how often that did
+    kinds: Any = functools.lru_cache(128)(lambda _: [])  # of each kind what was generated, once that is done
 
     def find(args, options):
-        nonlocal latest
         args, options = _map(_argument, (args, options))
-        key = _Key(_signature((args, options)))
-        key.arguments = args, options
-        (text, lower, run), leaves = generated(key), _leaves((args, options))
-        latest = run if not options and [*map(id, leaves)] == [*map(id, args)] else latest
-        return text, lower, run, leaves
+        kind = kinds(_signature((args, options)))
+        if not kind:
+            kind[:] = _generate(f, args, options)
+        return *kind, _leaves((args, options))
 
     @functools.wraps(f)
     def jitted(*args, **options):
-        nonlocal hits
-        if latest and not _detours and not options:
-            out = latest(args)
-            if out is not NotImplemented:
-                hits += 1
-                return out
+        nonlocal latest, hits
+        if latest and not _detours and not options and (out := latest(*args)) is not NotImplemented:
+            hits += 1
+            return out
         leaves, observer = _leaves((args, options)), _thread.observer
         recorded = _thread.recording and any(isinstance(x, Tensor) and x._node for x in leaves)
-        if recorded or isinstance(observer, _Trace):
-            return f(*args, **options)
-        if observer is None and not any(map(_is_foreign, leaves)):
-            *_, run, leaves = find(args, options)
-            out = run(leaves)
-            if out is not NotImplemented:
-                return out
-        return _map(lambda x: x.data if isinstance(x, Tensor) else x, f(*args, **options))
+        as_is = recorded or isinstance(observer, _Trace)
+        if not (as_is or observer or any(map(_is_foreign, leaves))):
+            *_, run, values = find(args, options)
+            latest = run if not options and [*map(id, leaves)] == [*map(id, args)] else latest
+            return run(*values, _known=True)
+        out = f(*args, **options)
+        return out if as_is else _map(lambda x: x.data if isinstance(x, Tensor) else x, out)
 
     jitted.source = lambda *args, **options: find(args, options)[0]  # type: ignore[attr-defined]
     jitted.lower = lambda *args, **options: find(args, options)[1]()  # type: ignore[attr-defined]
-    jitted.cache_info = lambda: (info := generated.cache_info())._replace(hits=info.hits + hits)  # type: ignore
+    jitted.cache_info = lambda: (info := kinds.cache_info())._replace(hits=info.hits + hits)  # type: ignore
     return jitted
