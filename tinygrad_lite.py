@@ -1639,8 +1639,7 @@ def gradcheck(f: Callable, *args: Any, eps: float = 1e-6, atol: float = 1e-5, rt
 
     for i, gradient in zip(floating, grad(weighted_sum, floating)(*tensors), strict=True):
         for entry, found in np.ndenumerate(gradient):
-            step = np.zeros_like(gradient)
-            step[entry] = eps
+            step = _add_at(_float64(eps), entry, gradient)
             ends = [weighted_sum(*tensors[:i], tensors[i] + s, *tensors[i + 1 :]).item() for s in (step, -step)]
             difference = (ends[0] - ends[1]) / (2 * eps)
             if not math.isclose(found, difference, rel_tol=rtol, abs_tol=atol):
@@ -1808,14 +1807,17 @@ import weakref
 class _Line:
     """A value in the generated function: a parameter (``function`` is None), or the NumPy call that makes it.
 
-    Shape and dtype are None for what is no array. ``weak`` marks a Python number, ``is_back`` what belongs to a
-    gradient.
+    Shape and dtype are None for what is no array. ``weak`` marks a Python number.
     """
 
     def __init__(self, function, args, options, like):
         self.function, self.args, self.options, self.like = function, args, options, like
         self.shape, self.dtype, self.weak = like
-        self.ndim, self.name, self.is_back = len(self.shape or ()), "", False
+        self.ndim, self.name = len(self.shape or ()), ""
+
+
+class _Refusal(BaseException):
+    """What jit cannot follow, a TypeError in the end; no Exception, as it comes even if a function catches those."""
 
 
 def _like(x):
@@ -1857,18 +1859,15 @@ _refusals = {key: f"jit() cannot follow {cause}, as every call brings new values
 # fmt: on
 _plain_types = int, bool, str, type(None)  # written as their repr
 _neutral: dict[Any, int] = {np.multiply: 1, np.divide: 1, np.power: 1, np.subtract: 0}
-_of_minus = {np.add: np.subtract, np.subtract: np.add, np.negative: np.positive}  # what they are of b, if given -b
 _reshape, _transpose = np.ndarray.reshape, np.ndarray.transpose  # what all that does the same becomes
 _reshapes = {np.reshape, np.ravel, np.squeeze, np.expand_dims, np.atleast_1d, np.atleast_2d, np.atleast_3d}
 _transposes = {np.transpose, np.swapaxes, np.moveaxis, np.matrix_transpose, np.linalg.matrix_transpose}
 _reductions = {np.sum, np.mean, np.max, np.min, np.prod}
 _methods = {*_reductions, np.any, np.all, np.argmax, np.argmin, np.cumsum, _reshape, _transpose, _astype}
 _as_one = {op.getitem, _astype, _add_at, _whole}  # functions that are one line, beside NumPy's
-_reserved = {"np", "float", "len", "NotImplemented", *keyword.kwlist}
 _of_elements = {*_as_one, np.where, np.take, np.take_along_axis, np.clip, np.full_like, np.isclose, np.allclose}
 _of_elements |= {np.array_equal, np.array_equiv, np.isin, np.dot, np.inner, np.outer, np.vdot, np.kron, np.tensordot}
-_sized_by_arguments = {np.broadcast_to, np.pad, np.repeat, np.reshape, np.tile}
-_sized_by_arguments |= {np.array_split, np.dsplit, np.hsplit, np.split, np.vsplit}
+_of_elements |= {np.einsum, np.cross, np.average, np.linalg.solve, np.linalg.matmul, np.linalg.tensordot}
 _sized_by_values = {(np.argwhere, 1), (np.flatnonzero, 1), (np.nonzero, 1), (np.where, 1)}  # with so many arguments
 
 
@@ -1887,8 +1886,8 @@ def _literal(x):
 
 
 def _plain_text(text):
-    """An expression without the parentheses that it does not need."""
-    return ast.unparse(ast.parse(text, mode="eval"))
+    """A text without the parentheses that it does not need."""
+    return ast.unparse(ast.parse(text))
 
 
 class _Trace(_Observer):
@@ -1897,15 +1896,11 @@ class _Trace(_Observer):
     def __init__(self):
         self.lines: dict[Any, _Line] = {}  # by what they say, so that nothing is said twice
         self.outside: dict[int, _Line] = {}  # what else the function reads, by its id
-        self.fresh: list[_Line] = []  # those since the last gradient
         # Of what line with respect to which, by the order of nodes, the line that is the gradient.
         self.slopes: dict[Any, dict] = collections.defaultdict(dict)
         self.texts: dict[_Line, str] = {}  # of each line its name, or its call where that stands in for it
-        self.names = collections.Counter(_reserved)  # how often they were asked for
-        self.memory: dict[_Line, Any] = {}  # of each line the one whose memory it has, None if it cannot be written to
-        self.results: set[_Line] = set()  # whose memory is returned
-        self.facts: list[str] = []  # what is taken as fixed
-        self.refused: Exception | None = None
+        self.names = collections.Counter({"np", "float", "NotImplemented", *keyword.kwlist})  # how often asked for
+        self.taken: dict[_Line, bool] = {}  # of each line whether others may have its memory too
 
     # What an observer is told
 
@@ -1914,12 +1909,7 @@ class _Trace(_Observer):
             return tensor if isinstance(tensor, _Traced) and what != "detach()" else self.given(tensor)
         if what.startswith("the result of "):
             return self.name(tensor, what.removeprefix("the result of ").replace("<lambda>", "f"))
-        raise self.refusal(_refusals.get(what, f"{what} would happen only once under jit(): do it outside"))
-
-    def refusal(self, message):
-        """The error for what jit cannot follow; it comes even if the function catches it."""
-        self.refused = TypeError(message)
-        return self.refused
+        raise _Refusal(_refusals.get(what, f"{what} would happen only once under jit(): do it outside"))
 
     def compute(self, row, order, compute, args, options):
         function, leaves = row.function if row is _row(row.function) else compute, _leaves((args, options))
@@ -1928,37 +1918,32 @@ class _Trace(_Observer):
         given = tuple([self.given(x) if reads or isinstance(x, Tensor) else x for x in args])
         if reads and not is_ufunc and function not in _as_one:
             return given, function(*given, **options)  # whose calls of NumPy are noted
-        what = "jit() generates code for NumPy's arrays: leave it out where there are arrays of another library"
-        _check(not any(map(_is_foreign, leaves)), what, self.refusal)
         # What depends on values: an axis or a length, and the shape of the result.
-        traced = [x for x in _leaves((args[1:], options)) if isinstance(x, Tensor)]
-        is_number = any(not x.ndim and x.dtype.kind in "iu" for x in traced)
-        by_index = is_number and not is_ufunc and function not in _of_elements
-        by_mask = function is op.getitem and any(x.dtype == bool for x in traced)
-        by_size = (traced and function in _sized_by_arguments) or (function, len(args)) in _sized_by_values
-        if by_index or by_mask or by_size:
+        kinds = {x.dtype.kind for x in _leaves((args[1:], options)) if isinstance(x, Tensor)} - {"f"}
+        by_index = kinds and not is_ufunc and function not in _of_elements
+        by_mask = "b" in kinds and function is op.getitem
+        if by_index or by_mask or (function, len(args)) in _sized_by_values:
             self.seen(None, "an index")
         values, named = row.plain(args, options)
         out, values = compute(*values, **named), _leaves((values, named))
         what = f"jit() cannot follow {_name(function)} that writes into an array: make a new one"
-        _check(out is not None and not any(out is x for x in leaves if isinstance(x, np.ndarray)), what, self.refusal)
+        _check(not any(out is x for x in leaves if isinstance(x, np.ndarray)), what, _Refusal)
         if function in (np.shape, np.ndim, np.size, np.result_type):
             return given, out
         args, options = _map(self.line_of, (tuple(args), options))
-        self.take_names()
+        code = (frame := _caller()).f_code
+        for name in code.co_varnames + code.co_cellvars + code.co_freevars + code.co_names:
+            self.name(frame.f_locals.get(name, frame.f_globals.get(name)), name)
+        line = self.line(function, args, options, _like(out))
         if not isinstance(out, (tuple, list)):
-            return given, self.value(self.line(function, args, options, _like(out)), out, values)
-        whole = self.new(function, args, options, _like(None))
-        self.memory[whole] = self.memory.get(args[0], args[0])
-        parts = [self.value(self.new(op.getitem, (whole, i), {}, _like(x)), x, values) for i, x in enumerate(out)]
-        return given, type(out)(*parts) if hasattr(out, "_fields") else type(out)(parts)
+            return given, self.value(line, out, values)
+        parts = [self.value(self.new(op.getitem, (line, i), {}, _like(x)), x, values) for i, x in enumerate(out)]
+        return given, _filled(out, parts)
 
     def starts(self, root):
-        self.fresh, self.of = [], getattr(root[4], "line", None)
+        self.of = getattr(root[4], "line", None)
 
     def gradient(self, node, i, g, total):
-        while self.fresh:
-            self.fresh.pop().is_back = True
         if self.of and isinstance(total, _Traced):
             self.slopes[self.of, node[3][i].line][node[2][i][0]] = total.line
 
@@ -1967,49 +1952,40 @@ class _Trace(_Observer):
     def enter(self, x, name):
         """An argument, as a Tensor if it is an array or a float."""
         is_array = isinstance(x, (np.ndarray, np.generic)) or type(x) is float
-        line = _Line(None, (), {}, _like(x))
+        line = _Line(None, (), {}, _like(x if is_array else None))
         self.texts[line] = name
-        self.facts.append(f"{name} {line.shape if is_array else 'is fixed' + f' as {_literal(x)}' * bool(_literal(x))}")
-        if not is_array:
-            self.outside[id(x)] = line
         return _Traced(self, line, x) if is_array else x
 
     def given(self, x):
         """What an operation gets: for a Tensor or an array one with a line and no node, other things as they are."""
         is_array = isinstance(x, (Tensor, np.ndarray))
-        return _Traced(self, self.line_of(x), _as_scalar(_value_of(x))) if is_array else x
+        return _Traced(self, self.line_of(x), _value_of(x)) if is_array else x
 
-    def line_of(self, x):
+    def line_of(self, x, is_text=None):
         """What stands for x in a line: x itself if it may stand in the source, else its line.
 
         From outside come Tensors, whose values each call reads anew, and things that stay.
         """
         if isinstance(x, _Traced):
             return x._value is not x and x.line  # an error if x is of another trace
+        what = "jit() generates code for NumPy's arrays: leave it out where there are arrays of another library"
+        _check(not _is_foreign(x), what, _Refusal)
         if isinstance(x, Tensor):
-            _check_local(jit, x)
             what = "a computed Tensor from outside would lose its gradient under jit(): give it as an argument"
-            _check(x._node is None or x._node[1] is None, what, self.refusal)
-        is_text = _literal(x) is not None
-        return x if is_text else self.outside.setdefault(id(x), _Line(None, (x,), {}, _like(_value_of(x))))
+            _check(x._node is None or x._node[1] is None, what, _Refusal)
+        if is_text or (is_text is None and _literal(x) is not None):
+            return x
+        return self.outside.setdefault(id(x), _Line(None, (x,), {}, _like(_value_of(x))))
 
     def value(self, line, out, values):
-        """A Tensor for a line; notes whose memory it has, whatever the order of elements in memory."""
-        views = (_reshape, _transpose, np.broadcast_to, op.getitem if line.shape else None)
+        """A Tensor for a line; notes whether it may be a view, for some order of elements in memory."""
+        views = (None, _reshape, np.broadcast_to, op.getitem if line.shape else None)
         is_view = line.function in views or any(np.may_share_memory(out, x) for x in values)
-        parts = _leaves((line.args, line.options)) if is_view else []
-        source = next((x for x in parts if isinstance(x, _Line)), line)
-        is_writeable = np.asarray(out).flags.writeable and line.function is not np.broadcast_to
-        self.memory.setdefault(line, self.memory.get(source, source) if is_writeable else None)
+        self.taken.setdefault(line, is_view or not np.asarray(out).flags.writeable)
         return _Traced(self, line, out)
 
-    def take_names(self):
-        """Name lines as the function that calls NumPy names its variables."""
-        code = (frame := _caller()).f_code
-        for name in code.co_varnames + code.co_cellvars + code.co_freevars + code.co_names:
-            self.name(frame.f_locals.get(name, frame.f_globals.get(name)), name)
-
     def name(self, x, name):
+        """Name a line as the function that calls NumPy names it."""
         line = x.line if isinstance(x, _Traced) else self.outside.get(id(x))
         if line and not line.name and name.isidentifier():
             line.name = name
@@ -2022,7 +1998,6 @@ class _Trace(_Observer):
         key = function, like, *(sorted(said) if function in (np.add, np.multiply) else said)
         if key not in self.lines:
             self.lines[key] = _Line(function, args, options, like)
-            self.fresh.append(self.lines[key])
         return self.lines[key]
 
     def line(self, function, args, options, like):
@@ -2056,7 +2031,7 @@ class _Trace(_Observer):
                 return args[0]
         if function is not np.where and (not isinstance(function, np.ufunc) or function.signature):
             return self.new(function, args, options, like)
-        args = self.thinned(args, like)
+        args = self.thinned([*args], like)
         # What numbers and signs change nothing, or more simply said.
         a, b = args[::-1] if function is np.multiply and type(args[0]) in _python else (args[0], args[-1])
         is_neutral = type(b) in _python and b == _neutral.get(function) and math.copysign(1, b) == 1
@@ -2064,13 +2039,10 @@ class _Trace(_Observer):
             return a
         if function is np.power and type(b) is int and b == 0 and not like[2]:
             return self.new(_whole, (dtype.type(1), shape, dtype), {}, like)
-        if function in _of_minus and isinstance(b, _Line) and b.function is np.negative:
-            return self.line(_of_minus[function], (*args[:-1], b.args[0]), {}, like)
         return self.new(function, args, options, like)
 
     def thinned(self, args, like):
         """The arguments of an elementwise function, without what broadcasting does to them anyway."""
-        args = [*args]
         for i, a in enumerate(args):
             others = [b for b in (*args[:i], *args[i + 1 :]) if isinstance(b, _Line)]
             while isinstance(a, _Line) and a.function in (_whole, np.broadcast_to, _reshape):
@@ -2085,20 +2057,12 @@ class _Trace(_Observer):
         return tuple(args)
 
     def returned(self, x):
-        """The line of a result: of a copy, where it may be an argument's memory, or another result's."""
-        if type(x) in _plain_types:
-            return x
-        line = (
-            self.line_of(x)
-            if isinstance(x, Tensor)
-            else self.outside.setdefault(id(x), _Line(None, (x,), {}, _like(x)))
-        )
-        memory = self.memory.get(line, line)
-        shared = line.weak or memory is None or memory.function is None or memory in self.results
-        if shared and line.shape is not None:
+        """The line of a result: of a copy, where others may have its memory, the arguments or another result."""
+        line = self.line_of(x, is_text=type(x) in _plain_types)
+        if isinstance(line, _Line) and line.shape is not None and (line.weak or self.taken.get(line, True)):
             copy = line.dtype.type if line.weak else np.copy
             line = self.lines[object()] = _Line(copy, (line,), {}, (*line.like[:2], False))
-        self.results.add(memory)
+        self.taken[line] = True
         return line
 
     # Printing
@@ -2136,8 +2100,7 @@ class _Trace(_Observer):
             if not line.shape and function is _whole:
                 return f"{show(line.dtype)}({show(c)})"
             kind = "" if line.dtype == np.float64 else f", {show(line.dtype)}"
-            known = {"0.0": "zeros", "1.0": "ones"}.get(repr(c))
-            return f"np.{known}({line.shape}{kind})" if known else f"np.full({line.shape}, {show(c)}{kind})"
+            return f"np.full({line.shape}, {show(c)}{kind})" if c else f"np.zeros({line.shape}{kind})"
         if function is _transpose and args[1] == (*reversed(range(line.ndim)),):
             return f"{show(args[0])}.T"
         is_method = function in _methods and args and isinstance(args[0], _Line) and not args[0].weak
@@ -2155,34 +2118,30 @@ class _Trace(_Observer):
         slopes = [(step, {*parts.values()}) for step, parts in self.slopes.items()]
         steps = {lines.pop(): step for step, lines in reversed(slopes) if len(lines) == 1}  # else they are parts of it
         for line in self.lines.values():
-            step = [self.texts.get(x, "...") for x in steps.get(line, ()) if line.is_back]
+            of, to = steps.get(line, (None, None))
+            step = [self.texts[of], self.texts.get(to, "...")] if of in self.texts else []  # else it is older
+            is_back = is_back or bool(step)
             name = line.name or (f"d{step[1]}" if step and step[1].isidentifier() else "")
             call = self.text(line) if line in needed else self.unique(line.name) if line.name else "..."
             if line not in needed or not (name or needed[line] > 1 or len(call) > 40 or line.function is _add_at):
                 self.texts[line] = call
                 continue
-            self.texts[line] = name = self.unique(name or "tg"[line.is_back])
-            comment = "several arrays" if line.shape is None else str(line.shape)
+            self.texts[line] = name = self.unique(name or "tg"[is_back])
             step = [x if x.isidentifier() else f"({_plain_text(x)})" if 3 < len(x) < 40 else "..." for x in step]
-            comment = f"d {' / d '.join(step)}, " * bool(step) + comment
-            statements += (["", "# Backward"] if line.is_back else [""]) * (line.is_back != is_back)
-            is_back = line.is_back
+            comment = f"d {' / d '.join(step)}, " * bool(step) + str(line.shape).replace("None", "several arrays")
+            statements += ["", "# Backward"] * (is_back and "# Backward" not in statements)
             statements.append(f"{name} = {_plain_text(call)}  # {comment}")
             if line.function is _add_at:
-                values, index = _plain_text(self.show(line.args[0])), line.args[1]
-                place = _plain_text(f"{name}[{self.show(index)}]")
-                at = self.show(index) if isinstance(index, _Line) else place.replace(name, "np.s_", 1)
-                statements.append(f"{place} = {values}" if _is_basic(index) else f"np.add.at({name}, {at}, {values})")
+                values, index = map(self.show, line.args)
+                once, at = _is_basic(line.args[1]), index if isinstance(line.args[1], _Line) else f"np.s_[{index}]"
+                added = f"{name}[{index}] = {values}" if once else f"np.add.at({name}, {at}, {values})"
+                statements.append(_plain_text(added))
         return statements
-
-
-def _as_scalar(x):
-    return x[()] if isinstance(x, np.ndarray) and not x.ndim else x
 
 
 def _argument(x):
     """An argument as generated functions take it: arrays as NumPy's, numbers as scalars, other things as they are."""
-    return _as_scalar(_as_value(_value_of(x))) if hasattr(type(x), "__array__") else x
+    return _as_value(_value_of(x))[()] if hasattr(type(x), "__array__") else x
 
 
 def _signature(x):
@@ -2233,10 +2192,11 @@ def _generate(f, args, options):
     names += [*[f"args_{i}" for i in range(len(names), len(args))], *options]
     parameters = [*map(trace.unique, itertools.chain(*map(_paths, (*args, *options.values()), names)))]
     args, options = _filled((args, options), map(trace.enter, given, parameters))
-    with _set("observer", trace), _set("recording", True):
-        out = _map(trace.returned, f(*args, **options))
-    if trace.refused:
-        raise trace.refused
+    try:
+        with _set("observer", trace), _set("recording", True):
+            out = _map(trace.returned, f(*args, **options))
+    except _Refusal as refusal:
+        raise TypeError(*refusal.args).with_traceback(refusal.__traceback__) from None
 
     # The module, and the function in it.
     results = _leaves(out)
@@ -2244,19 +2204,19 @@ def _generate(f, args, options):
     statements, texts = trace.body(results), [_plain_text(trace.show(x)) for x in results]
     shapes = [str(x.shape) for x in arrays if not any(trace.texts[x].isidentifier() for x in arrays)]
     last = f"return {', '.join(texts)}" + f"  # {', '.join(shapes)}" * bool(shapes)
-    read = {text: line for line, text in trace.texts.items() if line.function is None and line.args}  # from outside
-    facts = ", ".join([*trace.facts, *[f"{text} {line.shape or ''}".strip() for text, line in read.items()]])
+    known = {text: line for line, text in trace.texts.items() if line.function is None}  # given, or read from outside
+    facts = ", ".join([f"{text} {'is fixed' if line.shape is None else line.shape}" for text, line in known.items()])
     name = _Trace().unique(getattr(f, "__name__", ""), "function")  # which may be that of a variable, too
-    text = _function_text(name, [*parameters, *read], [f"# For {facts or 'no arguments'}", *statements, last])
+    text = _function_text(name, known, [f"# For {facts or 'no arguments'}", *statements, last])
 
     # The function for all calls: checks of the leaves, and the same statements.
-    scope = {"np": np, "_array": np.ndarray, "_signature": _signature, "_as_scalar": _as_scalar, "_filled": _filled}
+    scope = {"np": np, "_array": np.ndarray, "_signature": _signature, "_filled": _filled}
 
     def bind(x):
         scope[name := f"_{len(scope)}"] = x
-        return f"_as_scalar({name}._value)" if isinstance(x, Tensor) else name
+        return f"{name}._value" if isinstance(x, Tensor) else name
 
-    inside = [*[f"{text} = {bind(*line.args)}" for text, line in read.items()], *statements]
+    inside = [*[f"{text} = {bind(*line.args)}" for text, line in known.items() if line.args], *statements]
     lower = functools.cache(lambda: _defined(name, _function_text(name, parameters, [*inside, last]), scope))
 
     def check(p, x):
@@ -2347,13 +2307,11 @@ def jit(f: Callable) -> Any:
             return out
         leaves, observer = _leaves((args, options)), _thread.observer
         recorded = _thread.recording and any(isinstance(x, Tensor) and x._node for x in leaves)
-        as_is = recorded or isinstance(observer, _Trace)
-        if not (as_is or observer or any(map(_is_foreign, leaves))):
+        if not (recorded or observer or any(map(_is_foreign, leaves))):
             *_, run, values = find(args, options)
             latest = run if not options and [*map(id, leaves)] == [*map(id, args)] else latest
             return run(*values, _known=True)
-        out = f(*args, **options)
-        return out if as_is else _map(lambda x: x.data if isinstance(x, Tensor) else x, out)
+        return f(*args, **options)
 
     jitted.source = lambda *args, **options: find(args, options)[0]  # type: ignore[attr-defined]
     jitted.lower = lambda *args, **options: find(args, options)[1]()  # type: ignore[attr-defined]
