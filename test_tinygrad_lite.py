@@ -3131,6 +3131,7 @@ UNTRACEABLE: list[tuple[str, Any, str]] = [
     ("backward", lambda x: (x * W_OUTSIDE).sum().backward(), r"backward\(\).*grad\(\)"),
     ("axis", lambda x: np.sum(np.ones((3, 3)) * x, axis=np.argmax(x)), r"axis, a length.*Python int"),
     ("shift", lambda x: np.roll(x, np.argmax(x)), r"axis, a length.*Python int"),
+    ("where of a sum", lambda x: np.sum(x, where=x > 0), r"np\.where\(mask, x, 0\)"),
     ("step", lambda x: SGD([W_OUTSIDE], lr=0.1).step(), r"step\(\).*outside"),
 ]
 

@@ -1864,8 +1864,7 @@ _reshapes = {np.reshape, np.ravel, np.squeeze, np.expand_dims, np.atleast_1d, np
 _transposes = {np.transpose, np.swapaxes, np.moveaxis, np.matrix_transpose, np.linalg.matrix_transpose}
 _reductions = {np.sum, np.mean, np.max, np.min, np.prod}
 _methods = {*_reductions, np.any, np.all, np.argmax, np.argmin, np.cumsum, _reshape, _transpose, _astype}
-_as_one = {op.getitem, _astype, _add_at, _whole}  # functions that are one line, beside NumPy's
-_of_elements = {*_as_one, np.where, np.take, np.take_along_axis, np.clip, np.full_like, np.isclose, np.allclose}
+_of_elements = {np.where, np.take, np.take_along_axis, np.clip, np.full_like, np.isclose, np.allclose}
 _of_elements |= {np.array_equal, np.array_equiv, np.isin, np.dot, np.inner, np.outer, np.vdot, np.kron, np.tensordot}
 _of_elements |= {np.einsum, np.cross, np.average, np.linalg.solve, np.linalg.matmul, np.linalg.tensordot}
 _sized_by_values = {(np.argwhere, 1), (np.flatnonzero, 1), (np.nonzero, 1), (np.where, 1)}  # with so many arguments
@@ -1916,16 +1915,15 @@ class _Trace(_Observer):
         # Beside a Tensor, an array is an axis or a length to NumPy's functions that are no ufuncs. Others read it.
         reads, is_ufunc = not hasattr(function, "_implementation"), isinstance(function, np.ufunc)
         given = tuple([self.given(x) if reads or isinstance(x, Tensor) else x for x in args])
-        if reads and not is_ufunc and function not in _as_one:
+        if reads and not is_ufunc and function not in (op.getitem, _astype, _add_at, _whole):
             return given, function(*given, **options)  # whose calls of NumPy are noted
         # What depends on values: an axis or a length, and the shape of the result.
         kinds = {x.dtype.kind for x in _leaves((args[1:], options)) if isinstance(x, Tensor)} - {"f"}
-        by_index = kinds and not is_ufunc and function not in _of_elements
+        by_index = kinds and not reads and function not in _of_elements
         by_mask = "b" in kinds and function is op.getitem
         if by_index or by_mask or (function, len(args)) in _sized_by_values:
             self.seen(None, "an index")
-        values, named = row.plain(args, options)
-        out, values = compute(*values, **named), _leaves((values, named))
+        _, out = super().compute(row, order, compute, args, options)
         what = f"jit() cannot follow {_name(function)} that writes into an array: make a new one"
         _check(not any(out is x for x in leaves if isinstance(x, np.ndarray)), what, _Refusal)
         if function in (np.shape, np.ndim, np.size, np.result_type):
@@ -1936,8 +1934,8 @@ class _Trace(_Observer):
             self.name(frame.f_locals.get(name, frame.f_globals.get(name)), name)
         line = self.line(function, args, options, _like(out))
         if not isinstance(out, (tuple, list)):
-            return given, self.value(line, out, values)
-        parts = [self.value(self.new(op.getitem, (line, i), {}, _like(x)), x, values) for i, x in enumerate(out)]
+            return given, self.value(line, out, leaves)
+        parts = [self.value(self.new(op.getitem, (line, i), {}, _like(x)), x, leaves) for i, x in enumerate(out)]
         return given, _filled(out, parts)
 
     def starts(self, root):
@@ -1958,8 +1956,7 @@ class _Trace(_Observer):
 
     def given(self, x):
         """What an operation gets: for a Tensor or an array one with a line and no node, other things as they are."""
-        is_array = isinstance(x, (Tensor, np.ndarray))
-        return _Traced(self, self.line_of(x), _value_of(x)) if is_array else x
+        return _Traced(self, self.line_of(x), _value_of(x)) if isinstance(x, (Tensor, np.ndarray)) else x
 
     def line_of(self, x, is_text=None):
         """What stands for x in a line: x itself if it may stand in the source, else its line.
@@ -1977,10 +1974,10 @@ class _Trace(_Observer):
             return x
         return self.outside.setdefault(id(x), _Line(None, (x,), {}, _like(_value_of(x))))
 
-    def value(self, line, out, values):
-        """A Tensor for a line; notes whether it may be a view, for some order of elements in memory."""
+    def value(self, line, out, given):
+        """A Tensor for a line; notes whether it may be a view of what was given, for some order of its elements."""
         views = (None, _reshape, np.broadcast_to, op.getitem if line.shape else None)
-        is_view = line.function in views or any(np.may_share_memory(out, x) for x in values)
+        is_view = line.function in views or any(np.may_share_memory(out, _value_of(x)) for x in given)
         self.taken.setdefault(line, is_view or not np.asarray(out).flags.writeable)
         return _Traced(self, line, out)
 
@@ -2033,6 +2030,8 @@ class _Trace(_Observer):
             return self.new(function, args, options, like)
         args = self.thinned([*args], like)
         # What numbers and signs change nothing, or more simply said.
+        if function is np.add and isinstance(args[1], _Line) and args[1].function is np.negative:
+            return self.line(np.subtract, (args[0], args[1].args[0]), {}, like)
         a, b = args[::-1] if function is np.multiply and type(args[0]) in _python else (args[0], args[-1])
         is_neutral = type(b) in _python and b == _neutral.get(function) and math.copysign(1, b) == 1
         if is_neutral and a.like == like:
