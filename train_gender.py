@@ -2,7 +2,7 @@
 # requires-python = ">=3.11"
 # dependencies = ["numpy>=2.0", "pandas>=2.2.2", "kagglehub>=1.0", "tqdm>=4.66"]
 # ///
-"""Predict income from gender, age and height: the tensor job.
+"""The tensor job: predict income from gender, age and height.
 
 It loads the Kaggle dataset ``muhammadtalharasool/simple-gender-classification`` (or a CSV file with its columns, or a
 generated sample), scales every column to [0, 1], trains a linear model, or with ``--hidden N`` one hidden layer of N
@@ -10,359 +10,204 @@ tanh units, and sets the errors beside two yardsticks: the training mean and the
 
     python train_gender.py                             # Kaggle, or the sample where Kaggle cannot be reached
     python train_gender.py --csv gender.csv --hidden 16
-
-The file in reading order: the table, where it comes from, the model, the report, the command line.
 """
 
 import argparse
 import contextlib
-import itertools
+import io
 import json
-import math
-import subprocess
+import os
 import sys
-import time
-from collections.abc import Iterator, Sequence
+import threading
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
-from tinygrad_lite import SGD, Tensor, grad, jit, no_grad
-from train_linear import (
-    BLUE,
-    ORANGE,
-    Array,
-    InputError,
-    Parser,
-    Plot,
-    as_numbers,
-    check_rows,
-    count,
-    count_or_none,
-    number,
-    parse_table,
-    progress,
-    rate,
-    read_text,
-    run,
-)
+from tinygrad_lite import SGD, Tensor, grad, jit
 
-Parts = dict[str, tuple[Array, Array]]  # features and target, scaled, of the parts "train" and "test"
-Layers = list[tuple[Tensor, Tensor]]
-State = tuple[int, dict[str, float], dict[str, Array]]  # epochs done, and each part's loss and predictions
-
-FEATURES, TARGET = ["Gender", "Age", "Height (cm)"], "Income (USD)"
-COLUMNS = [*FEATURES, TARGET]
-GENDERS = {"male": 1.0, "female": 0.0}
+COLUMNS = ["Gender", "Age", "Height (cm)", "Income (USD)"]  # three features and the target
 DATASET = "muhammadtalharasool/simple-gender-classification"
-KAGGLE_SECONDS = 15.0  # for all attempts together
+KINDS = {b"\x1f\x8b": {"compression": "gzip"}, b"\xff\xfe": {"encoding": "utf-16"}, b"\xfe\xff": {"encoding": "utf-16"}}
 
 
-# --- The table --------------------------------------------------------------------------------------------------------
+# --- Data -------------------------------------------------------------------------------------------------------------
 
 
-def parse_people(text: str, name: str) -> pd.DataFrame:
-    """The features (male 1, female 0) and the target of every row of CSV text; errors call the text ``name``."""
-    cells = parse_table(text, name, COLUMNS)
-    check_rows(len(cells), name)
-    words = {"Gender": GENDERS}
-    return pd.DataFrame({column: as_numbers(cells[column], name, words.get(column)) for column in COLUMNS})
-
-
-def split_table(table: pd.DataFrame, fraction: float, rng: np.random.Generator) -> dict[str, pd.DataFrame]:
-    """The rows in random order, ``fraction`` of them as the part ``test`` and the rest as ``train``."""
-    order, size = rng.permutation(len(table)), round(fraction * len(table))
-    if not 0 < size < len(table):
-        advice = "a smaller" if size else "a larger"
-        raise InputError(f"--test-fraction {fraction:g} of {len(table)} rows leaves a part empty: choose {advice} one")
-    return {"train": table.iloc[order[size:]], "test": table.iloc[order[:size]]}
-
-
-def scale_parts(parts: dict[str, pd.DataFrame]) -> Parts:
-    """Features and target of each part, scaled to [0, 1] by the minimum and maximum of the training part alone."""
-    low, high = parts["train"].min(), parts["train"].max()
-    scaled = {part: (rows - low) / (high - low) for part, rows in parts.items()}
-    for column in low.index[~(pd.concat(scaled.values()).abs() < 1e100).all()]:
-        raise InputError(
-            f"column {column!r} cannot be scaled, as it runs from {low[column]:g} to {high[column]:g} in the "
-            "training part: use rows that differ there, or another --seed"
-        )
-    return {part: (rows[FEATURES].to_numpy(), rows[[TARGET]].to_numpy()) for part, rows in scaled.items()}
-
-
-# --- Where it comes from ----------------------------------------------------------------------------------------------
-# kagglehub waits for a silent server without limit, and talks on standard output. So it runs in a process of its own,
-# which can be stopped and silenced.
-
-ASK_KAGGLE = """
-import contextlib, faulthandler, json, sys
-faulthandler.dump_traceback_later(float(sys.argv[2]), exit=True)  # the end of this process if its parent was killed
-with contextlib.redirect_stdout(sys.stderr):
+def read(path):
+    """The columns of a CSV file as numbers, male 1 and female 0: of text in UTF-8 or UTF-16, or compressed by gzip."""
     try:
-        import kagglehub
-        answer = {"path": kagglehub.dataset_download(sys.argv[1], path="gender.csv")}
-    except BaseException as error:
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        while error.__cause__ or error.__context__:
-            error = error.__cause__ or error.__context__
-        answer = {"reason": f"{type(error).__name__}: {error}", "refused": status in (401, 403, 404)}
-print(json.dumps(answer))
-"""
+        with open(path, "rb") as file:
+            kind: dict = KINDS.get(file.peek(2)[:2], {})
+            cells = pd.read_csv(file, header=None, dtype=str, keep_default_na=False, skipinitialspace=True, **kind)
+        cells = cells.set_axis(cells.iloc[0].str.strip(), axis=1).loc[1:, COLUMNS]
+        male = cells["Gender"].str.strip().str.lower().map({"male": 1, "female": 0})
+        table = cells.assign(Gender=male).apply(pd.to_numeric, errors="coerce").astype(float)
+    except Exception as error:  # of many kinds
+        raise ValueError(f"{path} cannot be read as a CSV file with columns {COLUMNS}: {error}") from None
+    for row, i in np.argwhere(~np.isfinite(table.to_numpy()))[:1]:
+        raise ValueError(f"{path}, row {row + 1}: {COLUMNS[i]!r} cannot be {cells.iat[row, i]!r:.60}")
+    return table
 
 
-def ask_kaggle(handle: str, seconds: float) -> dict[str, Any]:
-    """What kagglehub gives within ``seconds``: the ``path`` of gender.csv, or the ``reason`` why there is none."""
-    command, ticks = [sys.executable, "-P", "-c", ASK_KAGGLE, handle, str(seconds)], math.ceil(seconds)
-    try:
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:
-            try:
-                for _ in progress(range(ticks), ticks, "second", "asking Kaggle, at most"):
-                    with contextlib.suppress(subprocess.TimeoutExpired):
-                        answer: dict[str, Any] = json.loads(child.communicate(timeout=seconds / ticks)[0])
-                        return answer
-            finally:
-                child.kill()
-    except (OSError, ValueError) as error:
-        return {"reason": f"kagglehub could not run: {error}"}
-    return {"reason": f"no answer within {seconds:.2g} s"}
-
-
-def find_on_kaggle() -> tuple[str, str]:
-    """The path of gender.csv and the name of its source.
-
-    It is the latest version or, unless Kaggle itself refused that one, version 1, which kagglehub serves from its cache
-    without a network.
-    """
-    start, note = time.monotonic(), ""
-    answer = ask_kaggle(DATASET, KAGGLE_SECONDS * 2 / 3)
-    reason = " ".join(answer.get("reason", "").split())[:160]
-    if reason and not answer.get("refused"):
-        answer = ask_kaggle(f"{DATASET}/versions/1", KAGGLE_SECONDS - (time.monotonic() - start))
-        note = f"; Kaggle did not give the latest: {reason}"
-    if "path" not in answer:
-        raise InputError(f"no data from Kaggle ({reason})")
-    path = Path(answer["path"])
-    version = f", version {path.parent.name}" if path.parent.parent.name == "versions" else ""
-    return str(path), f"kaggle ({DATASET}{version}{note})"
-
-
-def sample_csv() -> str:
-    """Generated rows, as CSV text with the columns and the quirks of the real file."""
+def sample():
+    """Made rows like those of the real file."""
     rng, size = np.random.default_rng(131), 131
-    male, age = rng.random(size) < 0.5, rng.integers(20, 61, size)
-    height = rng.normal(np.where(male, 178, 165), 6).round().astype(int)
-    income = rng.normal(1_500 * age + 5_000 * male + 20_000, 20_000).clip(15_000).round(-3).astype(int)
-    income[rng.choice(size, 3, replace=False)] = 500_000
-    columns = {
-        " Gender": np.where(rng.random(size) < 0.5, " ", "") + np.where(male, "male", "female"),
-        " Age": age,
-        " Height (cm)": height,
-        " Weight (kg)": rng.normal(0.9 * height - 85, 6).round().astype(int),
-        " Occupation": rng.choice([" Baker", " Librarian", " Plumber", " Surveyor"], size),
-        " Education Level": rng.choice([" Secondary School", " Bachelor's Degree", " Master's Degree"], size),
-        " Marital Status": rng.choice([" Single", " Married", " Widowed"], size),
-        " Income (USD)": income,
-        " Favorite Color": rng.choice([" Blue", " Green", " Red"], size),
-        "": "",
-    }
-    return pd.DataFrame(columns).to_csv(index=False)
+    male, age = rng.integers(0, 2, size), rng.integers(20, 61, size)
+    income = rng.normal(1_500 * age + 5_000 * male + 20_000, 20_000).clip(15_000).round(-3)
+    return pd.DataFrame(np.c_[male, age, rng.normal(165 + 13 * male, 6).round(), income], columns=COLUMNS)
 
 
-def load_table(source: str, path: str | None) -> tuple[str, pd.DataFrame]:
-    """The name of the source that was used, and its table."""
-    name = str(path)
-    if path is None and source != "sample":
+def ask_kaggle(found):
+    """Find the path of gender.csv: in the newest version or, if Kaggle does not give that, in one that is cached."""
+    cache = Path(os.environ.get("KAGGLEHUB_CACHE") or Path.home() / ".cache" / "kagglehub", "datasets", DATASET)
+    for version in "", *[f"/versions/{path.name}" for path in sorted(cache.glob("versions/*"), reverse=True)]:
         try:
-            path, name = find_on_kaggle()
-        except InputError as error:
-            if source == "kaggle":
-                raise InputError(f"{error}: give --csv FILE or --source sample") from None
-            print(f"warning: {error}: using the generated sample", file=sys.stderr)
-    if path is not None:
-        return name, parse_people(read_text(path), str(path))
-    table = parse_people(sample_csv(), "the sample")
-    return f"sample ({len(table)} generated rows, not real data)", table
+            import kagglehub  # type: ignore[import-untyped]
+
+            found["path"] = Path(kagglehub.dataset_download(DATASET + version), "gender.csv")
+            return
+        except BaseException as error:  # whatever it is
+            found["reason"] = f"{type(error).__name__}: {error}"
 
 
-# --- The model --------------------------------------------------------------------------------------------------------
-# With or without a hidden layer: one list of layers, one function that predicts, one loop that trains. The gradients
-# come from NumPy code that jit generates of the model, or (--eager) from backward().
+def load(options):
+    """The table and the name of its source."""
+    if options.csv:
+        return read(options.csv), options.csv
+    if options.source != "sample":
+        found, err = {"reason": "no answer within 15 s"}, sys.stderr
+        thread = threading.Thread(target=ask_kaggle, args=[found], daemon=True)  # as kagglehub waits without limit
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # and talks
+            thread.start()
+            for _ in tqdm(range(15), "asking Kaggle", unit=" s", delay=1, leave=False, disable=None, file=err):
+                thread.join(1)
+        try:
+            return read(found["path"]), f"kaggle ({DATASET}, version {Path(found['path']).parent.name})"
+        except (KeyError, ValueError) as error:
+            reason = " ".join((found["reason"] if "path" not in found else str(error)).split())[:200]
+        if options.source == "kaggle":
+            raise ValueError(f"no data from Kaggle ({reason}): give --csv FILE or --source sample")
+        print(f"warning: no data from Kaggle ({reason}): using the generated sample", file=sys.stderr)
+    return sample(), "sample (131 generated rows, not real data)"
 
 
-def make_layers(sizes: Sequence[int], rng: np.random.Generator) -> Layers:
-    """A weight and a bias between each two sizes: weights random, so that units differ, biases 0."""
-    return [
-        (Tensor(rng.normal(0, n**-0.5, (n, m)), requires_grad=True), Tensor(np.zeros(m), requires_grad=True))
-        for n, m in itertools.pairwise(sizes)
-    ]
+# --- Model ------------------------------------------------------------------------------------------------------------
 
 
-def predict(layers: Layers, x: Any) -> Tensor:
-    """The scaled incomes, (rows, 1), for scaled features, (rows, 3)."""
-    weight, bias = layers[0]
-    units = x @ weight + bias
-    for weight, bias in layers[1:]:
-        units = units.tanh() @ weight + bias
-    return units
+def predict(parameters, x):
+    """The scaled incomes, (rows, 1), for scaled features, (rows, 3): a layer on the tanh of those before, if any."""
+    *before, weight, bias = parameters
+    return (predict(before, x).tanh() if before else x) @ weight + bias
 
 
-def squared_error(layers: Layers, x: Array, y: Array) -> Tensor:
-    return ((predict(layers, x) - y) ** 2).mean()
+def squared_error(parameters, x, y):
+    return ((predict(parameters, x) - y) ** 2).mean()
 
 
-def train(layers: Layers, parts: Parts, args: argparse.Namespace, rng: np.random.Generator) -> Iterator[State]:
-    """Yields the state before the first epoch and after each one.
-
-    An epoch is a step on each of so many batches: of one size, give or take a row, so that all rows weigh the same. The
-    learning rate falls to 0 along half a cosine. So the linear model settles on the least-squares fit, where with a
-    constant rate it would wander around it.
-    """
-    parameters = [*itertools.chain(*layers)]
-    optimizer = SGD(parameters, lr=args.lr, momentum=args.momentum)
-    slopes = jit(lambda x, y: grad(squared_error)(layers, x, y))
-    x, y = parts["train"]
-    for epoch in range(args.epochs + 1):
-        optimizer.lr = args.lr * (1 + math.cos(math.pi * (epoch - 1) / max(args.epochs, 1))) / 2
-        batches = np.array_split(rng.permutation(len(x)), math.ceil(len(x) / args.batch_size)) if epoch else []
-        for rows in batches:
-            if args.eager:
-                optimizer.zero_grad()
-                squared_error(layers, x[rows], y[rows]).backward()
-            else:
-                for parameter, gradient in zip(parameters, itertools.chain(*slopes(x[rows], y[rows])), strict=True):
-                    parameter.grad = gradient
-            optimizer.step()
-        with no_grad():
-            predicted = {part: predict(layers, x).data for part, (x, _) in parts.items()}
-        losses = {part: float(np.square(predicted[part] - y).mean()) for part, (_, y) in parts.items()}
-        if not all(loss < 1e100 for loss in losses.values()):  # nor is nan
-            raise InputError(f"the loss overflowed in epoch {epoch}: choose an --lr below {args.lr:g}")
-        yield epoch, losses, predicted
+# --- Loop and report --------------------------------------------------------------------------------------------------
 
 
-def yardsticks(parts: Parts) -> dict[str, dict[str, Array]]:
-    """What the mean of the training part and the closed-form least-squares fit to it predict for each part."""
-    designs = {part: np.c_[x, np.ones(len(x))] for part, (x, _) in parts.items()}
-    y = parts["train"][1]
-    solution = np.linalg.lstsq(designs["train"], y)[0]
-    return {
-        "mean": {part: np.full((len(design), 1), y.mean()) for part, design in designs.items()},
-        "least_squares": {part: design @ solution for part, design in designs.items()},
-    }
-
-
-# --- The report -------------------------------------------------------------------------------------------------------
-
-
-def measure(predicted: Array, y: Array, dollars: float) -> dict[str, float | None]:
+def measure(predicted, y, dollars):
     """The errors of predictions, ``dollars`` being the scaled unit; no R2 where all of y is one number."""
     error, spread = predicted - y, np.square(y - y.mean()).sum()
     r2 = float(1 - np.square(error).sum() / spread) if spread > 1e-20 else None
     return {"mse": float(np.square(error).mean()), "mae_usd": float(np.abs(error).mean() * dollars), "r2": r2}
 
 
-def print_report(report: dict[str, Any], test: pd.DataFrame) -> None:
-    """The report as a table, then five test rows with their true and predicted incomes."""
-    if report["interrupted"]:
-        print(f"interrupted in epoch {report['epochs'] + 1}: this is the report so far")
-    epochs = f"{report['epochs']} epoch{'s' * (report['epochs'] != 1)}"
-    print(f"\n{epochs} in {report['seconds']:.2f} s, engine {report['engine']}\n")
-    kinds = itertools.product(("train", "test"), ("model", "mean", "least_squares"))
-    errors = pd.DataFrame({(part, name): report[name][part] for part, name in kinds}, dtype=float).T
-    errors.columns = ["MSE (scaled)", "MAE", "R2"]
+@np.errstate(all="ignore")  # an overflow shows in the loss
+def fit(options):
+    """Train and report; returns the exit code."""
+    table, source = load(options)
+    say = (lambda *text: None) if options.json else print
+    test, rng = table.sample(frac=options.test_fraction, random_state=options.seed), np.random.default_rng(options.seed)
+    rows = {"train": table.drop(test.index), "test": test}
+    if len(table) < 5 or not 0 < len(test) < len(table):
+        raise ValueError(f"{len(test)} of {len(table)} rows for testing: there must be 5 rows, and some in both parts")
+    low, span = rows["train"].min(), rows["train"].max() - rows["train"].min()
+    for column in table.columns[~((span > 0) & (span < np.inf))]:
+        raise ValueError(f"{column!r} must vary in the rows for training, and not overflow")
+    parts = {part: np.split(((those - low) / span).to_numpy(), [3], axis=1) for part, those in rows.items()}
+    say(f"source: {source}\nrows: {len(rows['train'])} for training, {len(test)} for testing")
 
-    def dollars(amount: float) -> str:
-        return f"{'-' if amount < 0 else ''}${abs(amount):,.0f}"
+    shapes = [(3, options.hidden), (options.hidden, 1)] if options.hidden else [(3, 1)]
+    arrays = [array for n, m in shapes for array in (rng.normal(0, n**-0.5, (n, m)), np.zeros(m))]
+    parameters = [Tensor(array, requires_grad=True) for array in arrays]
+    optimizer, losses = SGD(parameters, lr=options.lr, momentum=options.momentum), []
+    slopes = jit(lambda x, y: grad(squared_error)(parameters, x, y))
+    x, y = parts["train"]
+    with contextlib.suppress(KeyboardInterrupt):
+        for epoch in tqdm(range(options.epochs + 1), delay=1, leave=False, disable=None):
+            # Half a cosine, down to 0, lets the linear model settle on the least-squares fit.
+            optimizer.lr = options.lr * (1 + np.cos(np.pi * (epoch - 1) / max(options.epochs, 1))) / 2
+            for some in np.array_split(rng.permutation(len(x)), -(-len(x) // options.batch_size)) if epoch else []:
+                optimizer.zero_grad()
+                if options.eager:
+                    squared_error(parameters, x[some], y[some]).backward()
+                else:
+                    for parameter, slope in zip(parameters, slopes(x[some], y[some]), strict=True):
+                        parameter.grad = slope
+                optimizer.step()
+            losses.append({part: squared_error(parameters, *values).item() for part, values in parts.items()})
+            if not np.isfinite(losses[-1]["train"]):
+                raise ValueError(f"the loss overflowed in epoch {epoch}: choose an --lr below {options.lr:g}")
+            if epoch % max(1, options.epochs // 10) == 0:
+                say("epoch {:5}: training loss {train:.6g}, test loss {test:.6g}".format(epoch, **losses[-1]))
 
-    print(errors.to_string(formatters=["{:.6g}".format, dollars, "{:.4g}".format], na_rep="-") + "\n")
-    show = {"Gender": lambda male: "male" if male else "female", TARGET: dollars, "Predicted": dollars}
-    print("Some rows of the test part:")
-    print(test.head().to_string(formatters=show, float_format="{:g}".format, index=False))
+    def score(model):
+        return {part: measure(model(x), y, span.iloc[3]) for part, (x, y) in parts.items()}
 
+    found = {"model": score(lambda x: predict(parameters, x).data), "mean": score(lambda _: y.mean())}
+    solution = np.linalg.lstsq(np.c_[x, np.ones(len(x))], y)[0]
+    found["least_squares"] = score(lambda x: np.c_[x, np.ones(len(x))] @ solution)
+    say(pd.DataFrame({(part, name): found[name][part] for part in parts for name in found}).T.to_string())
+    dollars = {part: low.iloc[3] + span.iloc[3] * predict(parameters, x).data for part, (x, _) in parts.items()}
+    guesses = pd.concat({part: rows[part].assign(Predicted=dollars[part]) for part in parts})
+    say("Some rows of the test part:\n" + guesses.loc["test"].head().to_string(index=False))
+    code = 130 if len(losses) <= options.epochs else 0
+    if options.json:
+        print(json.dumps({"source": source, "epochs": len(losses) - 1, "interrupted": code > 0, **found}))
+    if options.plot:
+        from matplotlib import pyplot
 
-def job(argv: Sequence[str] | None) -> int:
-    args = parse_options(argv)
-    plot = Plot(args.plot) if args.plot else None
-    source, table = load_table(args.source, args.csv)
-    rng = np.random.default_rng(args.seed)
-    rows = split_table(table, args.test_fraction, rng)
-    parts = scale_parts(rows)
-    report: dict[str, Any] = {"source": source} | {f"rows_{part}": len(rows[part]) for part in ("train", "test")}
-    report["engine"] = "eager" if args.eager else "jit"
-    if not args.json:
-        print(f"source: {source}\nrows: {len(rows['train'])} for training, {len(rows['test'])} for testing")
-
-    start, interrupted = time.perf_counter(), False
-    layers = make_layers([len(FEATURES), args.hidden, 1] if args.hidden else [len(FEATURES), 1], rng)
-    states = train(layers, parts, args, rng)
-    state = first = next(states)
-    curves: dict[str, list[float]] = {"training part": [], "test part": []}
-    try:
-        bar = progress(itertools.chain([first], states), args.epochs + 1, "epoch")
-        for state in bar:
-            epoch, losses, _ = state
-            for curve, loss in zip(curves.values(), losses.values(), strict=True):
-                curve.append(loss)
-            if not args.json and (epoch % max(1, args.epochs // 10) == 0 or epoch == args.epochs):
-                bar.clear()
-                print("epoch {:5}: training loss {train:.6g}, test loss {test:.6g}".format(epoch, **losses))
-    except KeyboardInterrupt:
-        interrupted = True
-
-    epoch, _, predicted = state
-    report |= {"epochs": epoch, "interrupted": interrupted, "seconds": time.perf_counter() - start}
-    low, high = rows["train"][TARGET].agg(["min", "max"])
-    for name, guesses in {"model": predicted, **yardsticks(parts)}.items():
-        report[name] = {part: measure(guesses[part], y, high - low) for part, (_, y) in parts.items()}
-    if args.json:
-        print(json.dumps(report, indent=2))
-    else:
-        print_report(report, rows["test"].assign(Predicted=low + (high - low) * predicted["test"]))
-    if plot:
-        for (part, (_, y)), name, style in zip(parts.items(), curves, ((BLUE, "o"), (ORANGE, "x")), strict=True):
-            truth, guess = ((low + (high - low) * scaled.ravel()) / 1000 for scaled in (y, predicted[part]))
-            plot.fit.scatter(truth, guess, color=style[0], marker=style[1], alpha=0.8, label=name)
-        plot.fit.axline((0, 0), slope=1, color="grey", zorder=0, label="predicted = true")
-        plot.fit.set(xlabel="true income (1,000 USD)", ylabel="predicted income (1,000 USD)", title="Income")
-        plot.save(curves)
-    return 130 if interrupted else 0
+        figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+        pd.DataFrame(losses).plot(ax=left, logy=True, xlabel="epoch", ylabel="mean squared error of scaled data")
+        guesses.plot.scatter(COLUMNS[3], "Predicted", ax=right)
+        right.axline((low.iloc[3], low.iloc[3]), slope=1)
+        figure.savefig(options.plot, dpi=120)
+    return code
 
 
-# --- The command line -------------------------------------------------------------------------------------------------
+# --- Command line -----------------------------------------------------------------------------------------------------
 
 
-def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The options, each of them valid."""
-    parser = Parser(description="Predict income from gender, age and height.", allow_abbrev=False)
+def main(argv=None):
+    """Read the options, load, train and report; returns the exit code."""
+    parser = argparse.ArgumentParser(usage=argparse.SUPPRESS, description=__doc__.splitlines()[0])
     add, add_source = parser.add_argument, parser.add_mutually_exclusive_group().add_argument
-    meaning = "auto (the default): kaggle, where that fails sample"
-    add_source("--source", choices=["auto", "kaggle", "sample"], default="auto", help=meaning)
+    add_source("--source", choices=["auto", "kaggle", "sample"], default="auto", help="auto: kaggle, or else sample")
     add_source("--csv", metavar="FILE", help=f"a file with the columns {', '.join(COLUMNS)}")
-    below_1 = math.nextafter(1, 0)
-    momentum = number(float, "a number from 0 to below 1", 0, below_1)
-    fraction = number(float, "a number between 0 and 1", math.ulp(0), below_1)
-    for flag, default, kind, meaning in (
-        ("--hidden", 0, number(int, "an integer from 0 to 10000", 0, 10_000), "tanh units, 0 for a linear model"),
-        ("--epochs", 1000, count_or_none, "passes over the training part"),
-        ("--batch-size", 32, count, "rows in one step, at most"),
-        ("--lr", 0.1, rate, "the learning rate to begin with"),
-        ("--momentum", 0.9, momentum, "of the gradient descent"),
-        ("--seed", 0, count_or_none, "of the split, the weights and the batches"),
-        ("--test-fraction", 0.2, fraction, "the rows set aside for testing"),
-    ):
-        add(flag, type=kind, default=default, metavar="N", help=f"{meaning} (default: {default})")
+    add("--hidden", type=int, default=0, help="tanh units, 0 for a linear model (default 0)")
+    add("--epochs", type=int, default=1000, help="passes over the training part (default 1000)")
+    add("--batch-size", type=int, default=32, help="rows in one step, at most (default 32)")
+    add("--lr", type=float, default=0.1, help="the learning rate to begin with (default 0.1)")
+    add("--momentum", type=float, default=0.9, help="of the gradient descent (default 0.9)")
+    add("--seed", type=int, default=0, help="of the split, the weights and the batches (default 0)")
+    add("--test-fraction", type=float, default=0.2, help="of the rows, set aside for testing (default 0.2)")
     add("--eager", action="store_true", help="gradients from backward() instead of code from jit")
     add("--json", action="store_true", help="print one JSON object instead of the report")
-    add("--plot", metavar="FILE.png", help="draw losses, and predicted against true incomes")
-    return parser.parse_args(argv)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Load, train, report; returns the exit code."""
-    return run(job, argv)
+    add("--plot", metavar="FILE", help="draw losses, and predicted against true incomes, as PNG, SVG or PDF")
+    options = parser.parse_args(argv)
+    if not sys.stdout or min(options.hidden, options.epochs, options.batch_size - 1, options.test_fraction) < 0:
+        parser.error("numbers must not be negative, --batch-size 1 or more, and standard output open")
+    try:
+        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+        return fit(options)
+    except (Exception, KeyboardInterrupt) as error:
+        print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        return 130 if isinstance(error, KeyboardInterrupt) else 2
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    os._exit(main())  # without one more flush of standard output, which may have failed
