@@ -117,7 +117,7 @@ def fit(options):
     # some of them, so that a rate up to 1 / rows overshoots for no batch, whatever its size and the data.
     lr, n = options.lr or 0.75 / rows, options.batch_size or (max(1000, rows // 16) if options.dask else 1)
     w = b = dw = db = zero = np.float64(0)
-    starts, rng = range(0, rows, n), np.random.default_rng(options.seed)
+    starts, rng, is_lazy = range(0, rows, n), np.random.default_rng(options.seed), options.dask
     lines, show = [line(w, b)], (lambda text: None) if options.json else print
     step = descend_eagerly if options.eager else jit(descend)
     if n == 1 and not options.eager:
@@ -130,7 +130,7 @@ def fit(options):
             batches = zip(x[order], r[order], strict=True) if n == 1 else ((x[i : i + n], r[i : i + n]) for i in order)
             for x_batch, y_batch in tqdm(batches, f"epoch {epoch}", len(starts), delay=1, leave=False, disable=None):
                 dw, db = step(dw, db, x_batch, y_batch, rate)
-                if options.dask:
+                if is_lazy:
                     dw, db = compute(dw, db)
             w, b, dw, db = w + dw, b + db, zero, zero
             lines.append(line(w, b))
