@@ -139,13 +139,6 @@ def _as_array(value):
     return np.asarray(value)[()] if value.__class__ in _python else value
 
 
-def _as_operand(x):
-    """What arithmetic takes: Tensors and Python's numbers as they are, arrays and lists; else NotImplemented."""
-    if isinstance(x, (Tensor, int, float)):
-        return x
-    return _as_value(x) if hasattr(x, "__array__") or isinstance(x, (complex, list, tuple)) else NotImplemented
-
-
 def _wrap(value, node):
     """A Tensor from within: of a value that is known to be one, or of an observer's Tensor, and a node or None."""
     if isinstance(value, Tensor):
@@ -154,6 +147,9 @@ def _wrap(value, node):
     tensor._value = value
     tensor._node = node
     return tensor
+
+
+_operands = int, float, complex, list, tuple  # of arithmetic, beside Tensors and arrays
 
 
 class _Row:
@@ -176,9 +172,9 @@ class _Row:
     def call(self, compute, args, options):
         """The result of a call: every operation that is not as usual comes here."""
         if isinstance(self.function, np.ufunc):
-            args = [_as_operand(x) for x in args]
-            if any([x is NotImplemented for x in args]):
+            if not all([isinstance(x, (Tensor, *_operands)) or hasattr(x, "__array__") for x in args]):
                 return NotImplemented
+            args = [x if isinstance(x, (Tensor, int, float)) else _as_value(x) for x in args]
         nodes = tuple([x._node if isinstance(x, Tensor) and _thread.recording else None for x in args])
         for i, node in enumerate(nodes if self.vjps else ()):
             if node and (i >= len(self.vjps) or self.vjps[i] is None):
@@ -275,11 +271,10 @@ def _operator(function, compute) -> tuple[Callable[[Any, Any], Tensor], Callable
     """
     row = _row(function)
 
-    def careful(x, y):  # of Python's numbers alone with NumPy's arithmetic, but to a Python float again
-        if x.__class__ in _python and y.__class__ in _python:
-            out = compute(_float64(x) if float in (x.__class__, y.__class__) else x, y)  # type: ignore[arg-type]
-            return float(out) if out.__class__ is _float64 else out
-        return compute(x, y)
+    def careful(x, y):  # of a Python float and Python's numbers with NumPy's arithmetic, but to a Python float again
+        is_weak = {float} <= {x.__class__, y.__class__} <= _python
+        out = compute(_float64(x) if is_weak else x, y)
+        return float(out) if is_weak and out.__class__ is _float64 else out
 
     forward = _binary(row, compute, careful)
     return forward, lambda y, x: forward(x, y)
@@ -882,7 +877,7 @@ class _Function(_Row):
 
     def result(self, order, nodes, values, out, options=None):
         if not (self.vjps and any(nodes)):
-            return _map(_constant, out)
+            return _map(lambda x: _as_tensor(x) if x.__class__ is float or hasattr(x, "dtype") else x, out)
         if out.__class__ is Tensor or not (hasattr(out, "dtype") or out.__class__ is float):
             raise TypeError(f"{_name(self.function)} gave a {type(out).__name__}: it must make one array of arrays")
         if not isinstance(self.function, np.ufunc):
@@ -900,32 +895,26 @@ class _Function(_Row):
         Refuses what no rule here would see: options that NumPy has and the rule has not.
         """
         rule, arrays = (self.expression, 0) if self.expression else (next(filter(None, self.vjps)), len(self.vjps))
-        before, given = 2 * bool(arrays), options  # a VJP takes g and out before
-        if len(args) >= arrays and _takes(rule, before + len(args), *options):
-            return args, options
-        with contextlib.suppress(ValueError):  # of functions in C that do not tell their parameters
-            bound = inspect.signature(self.function).bind(*args, **options)
-            had = [(name, x, bound.signature.parameters[name].default) for name, x in bound.arguments.items()]
-            given = {
-                name: x for name, x, default in had[arrays:] if x is not default and (type(x), x) != (str, default)
-            }
-            bound.arguments = {name: x for name, x, _ in had[:arrays]} | given
-            args, options = bound.args, bound.kwargs
-        extra = {*given, *options} - {*[*inspect.signature(rule).parameters][before:]}
-        what = f"takes no {' and no '.join(sorted(extra)) or 'arguments like these'}: leave it out"
-        fits = _takes(rule, before + len(args), *options)
-        _check(fits, f"{_name(self.function)} of a Tensor that requires gradients {what}", TypeError)
+        before = 2 * bool(arrays)  # a VJP takes g and out before
+        if len(args) < arrays or not _takes(rule, before + len(args), *options):
+            given = []
+            with contextlib.suppress(ValueError):  # of functions in C that do not tell their parameters
+                bound = inspect.signature(self.function).bind(*args, **options)
+                for name, x in [*bound.arguments.items()][arrays:]:
+                    default = bound.signature.parameters[name].default
+                    if x is default or (type(x), x) == (str, default):
+                        del bound.arguments[name]
+                args, options, given = bound.args, bound.kwargs, [*bound.arguments][arrays:]
+            extra = sorted({*given, *options} - {*inspect.signature(rule).parameters})
+            what = f"takes no {' and no '.join(extra) or 'arguments like these'}: leave it out"
+            fits = _takes(rule, before + len(args), *options)
+            _check(fits, f"{_name(self.function)} of a Tensor that requires gradients {what}", TypeError)
         return args, options
 
 
 def _as_tensor(x):
     """A Tensor as it is, anything else as one: a Python float without a dtype yet."""
     return x if isinstance(x, Tensor) else _wrap(x if x.__class__ is float else _as_value(x), None)
-
-
-def _constant(x):
-    """A result that carries no gradient: a Tensor if it is an array or a number."""
-    return _as_tensor(x) if x.__class__ is float or hasattr(x, "dtype") else x
 
 
 def _without_graph(tensor, what):
@@ -965,31 +954,26 @@ def _sigmoid(x):
     return np.where(np.less(x, 0), small, 1) / (1 + small)
 
 
-class _Array:
-    """What Tensors have in common with NumPy's arrays, beyond the heart."""
+def _clipped(t, min=None, max=None):
+    """The values limited to [min, max]; None is no limit."""
+    return np.clip(t, min, max)
 
-    def clip(self, min: Any = None, max: Any = None) -> Tensor:
-        """The values limited to [min, max]; None is no limit."""
-        return _apply(np.clip, (self, min, max), {})
 
-    def reshape(self, *shape: Any) -> Tensor:
-        """``t.reshape(2, -1)`` or ``t.reshape((2, -1))``: the same elements in another shape."""
-        return _apply(np.reshape, (self, shape[0] if len(shape) == 1 and np.ndim(shape[0]) else shape), {})
-
-    def transpose(self, *axes: Any) -> Tensor:
-        """``t.transpose()`` reverses the axes, ``t.transpose(1, 0)`` or ``t.transpose((1, 0))`` orders them."""
-        return _apply(np.transpose, (self, axes[0] if len(axes) == 1 else axes or None), {})
+def _by_axis(function):
+    """A method that takes lengths or axes also one by one: ``t.reshape(2, -1)`` as ``t.reshape((2, -1))``."""
+    method = _method(function)
+    return functools.wraps(method)(lambda t, *axes: method(t, axes[0] if axes and np.ndim(axes[0]) else axes or None))
 
 
 _no_writing = "a Tensor cannot be written to: make a new one with np.where, np.concatenate or np.stack"
 _own_methods = """abs all any argmax argmin argsort copy cos cumprod cumsum diagonal dot max min prod ravel round sin
     sqrt squeeze std swapaxes tan trace var"""
 # fmt: off
-_of_arrays = {
+for attribute, method in {
     # Methods that are NumPy's functions, and operators that are without a gradient but for %.
-    **{name: method for name, method in vars(_Array).items() if name[0] != "_"},
     **{name: _method(getattr(np, name)) for name in _own_methods.split()},
     "astype": _method(_astype), "sigmoid": _method(_sigmoid), "__invert__": _method(np.invert),
+    "clip": _clipped, "reshape": _by_axis(np.reshape), "transpose": _by_axis(np.transpose),
     **{f"__{side}{name}__": method for name, function in {
        "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal,
        "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor, "mod": np.mod, "floordiv": np.floor_divide
@@ -1006,10 +990,9 @@ _of_arrays = {
     "__array__": lambda t, dtype=None, copy=0: np.array(_without_graph(t, "a NumPy array"), dtype, copy=copy or None),
     "__format__": lambda t, spec: object.__format__(t, spec) if t.ndim else format(t.item(), spec),
     "__repr__": _shown, "__reduce__": _pickled,
-}
+}.items():
+    setattr(Tensor, attribute, method)
 # fmt: on
-for name, method in _of_arrays.items():
-    setattr(Tensor, name, method)
 for row in _table.values():
     row.__class__ = _Function
 
@@ -1060,14 +1043,6 @@ def _recording_function(function):
 
     _table[recording] = row = _row(function, _Function)
     return recording
-
-
-def _joined(function, compute, vjp, arrays):
-    """A call of a function of any number of arrays, one by one, with ``vjp(i, g, out, *arrays)`` for each."""
-    row = _Function(function)
-    row.compute = compute
-    row.define([functools.partial(vjp, i) for i in range(len(arrays))])
-    return row.call(compute, _tensors(*arrays), {})
 
 
 def _axes(x, axis):
@@ -1131,7 +1106,7 @@ def _add_at(values, index, like):
 
 # fmt: off
 relu, sigmoid, _scatter, _gather = map(_recording_function, (_relu, _sigmoid, _add_at, op.getitem))
-_rules: dict[str, dict[Any, Any]] = {
+for kind, rules in {
     "elementwise": {
         np.sqrt:      lambda g, out, _x: g / (2 * out),              np.cbrt:    lambda g, out, _x: g / (3 * out * out),
         np.exp2:      lambda g, out, _x: g * (out * math.log(2)),    np.expm1:    lambda g, out, _x: g * (out + 1),
@@ -1170,9 +1145,8 @@ _rules: dict[str, dict[Any, Any]] = {
         _add_at:      lambda g, _, _values, index, like: _gather(g, index),
         np.linalg.inv: lambda g, out, _a: -(_mT(out) @ g @ _mT(out)),
         np.linalg.det: lambda g, out, a: (g * out)[..., None, None] * _mT(np.linalg.inv(a))},
-}
-for kind, rules in _rules.items():
-    for function, vjps in rules.items():
+}.items():
+    for function, vjps in rules.items():  # type: ignore[attr-defined]
         _row(function, _Function).define(vjps if isinstance(vjps, tuple) else (vjps,), kind)
 _sign_of_det = defvjp(lambda a: np.linalg.slogdet(a)[0], None)
 _log_of_det = defvjp(lambda a: np.linalg.slogdet(a)[1], lambda g, _, a: g[..., None, None] * _mT(np.linalg.inv(a)))
@@ -1195,11 +1169,6 @@ for function in np.sum, np.max, np.min:
 _table[np.mean].quick, _table[op.getitem].compute = _unary(_table[np.mean], _mean), _item
 
 # What follows says NumPy's functions in others of the table, with NumPy's names for the parameters.
-
-
-def _tensors(*arrays):
-    """Arrays as Tensors; a Python number among them is an array too, as for NumPy's functions that are no ufuncs."""
-    return [array if isinstance(array, Tensor) else Tensor(array) for array in arrays]
 
 
 def _clip(a, a_min=None, a_max=None, *, min=None, max=None):
@@ -1232,7 +1201,7 @@ def _root(x, p=2):
 def _average(a, axis=None, weights=None, *, keepdims=False):
     if weights is None:
         return np.mean(a, axis, keepdims=keepdims)
-    a, weights = _tensors(a, weights)
+    a, weights = _as_tensor(a), _as_tensor(weights)
     over = tuple([a.shape[i] for i in _axes(a, axis)])
     _check(weights.shape in (a.shape, over), f"np.average of {a.shape} takes weights of {over}, not {weights.shape}")
     weights = weights.astype(np.result_type(weights, a if a.dtype.kind == "f" else np.float64))
@@ -1248,7 +1217,7 @@ def _median(a, axis=None, *, keepdims=False):
 
 
 def _take(a, indices, axis=None):
-    a, (index,) = np.ravel(a) if axis is None else np.atleast_1d(a), _tensors(indices)
+    a, index = np.ravel(a) if axis is None else np.atleast_1d(a), _as_tensor(indices)
     _check(index.dtype.kind in "biu" or not index.size, f"np.take takes integers, not {index.dtype}", TypeError)
     return a[(*[slice(None)] * _axes(a, axis or 0)[0], index.astype(int))]
 
@@ -1274,7 +1243,7 @@ def _norm(x, ord=None, axis=None, keepdims=False):
 
 def _tensordot(a, b, axes=2):
     """One product of matrices, in whose columns and rows the axes to sum over are merged."""
-    a, b = _tensors(a, b)
+    a, b = _as_tensor(a), _as_tensor(b)
     over = (range(-axes, 0), range(axes)) if isinstance(axes, (int, np.integer)) else axes
     lengths = [[x.shape[i] for i in _axes(x, o)] for x, o in zip((a, b), over, strict=True)]
     _check(lengths[0] == lengths[1], f"np.tensordot of shapes {a.shape} and {b.shape} over axes of {lengths}")
@@ -1298,7 +1267,8 @@ def _concatenate(arrays, axis=0):
         start = sum([array.shape[axis] for array in _arrays[:i]])
         return g.swapaxes(0, axis)[start : start + _arrays[i].shape[axis]].swapaxes(0, axis)
 
-    return _joined(np.concatenate, lambda *arrays: np.concatenate(arrays, axis), vjp, arrays)
+    row = _Function(np.concatenate, [functools.partial(vjp, i) for i in range(len(arrays))])
+    return row.call(lambda *arrays: np.concatenate(arrays, axis), [*map(_as_tensor, arrays)], {})
 
 
 def _einsum(*operands, optimize=False):
@@ -1324,7 +1294,8 @@ def _einsum(*operands, optimize=False):
         return g if g.shape == arrays[i].shape else g + np.zeros_like(arrays[i])
 
     arrays = operands[1:] if isinstance(operands[0], str) else operands[: len(operands) // 2 * 2 : 2]
-    return _joined(np.einsum, lambda *x: np.einsum(f"{terms}->{result}", *x, optimize=optimize), vjp, arrays)
+    row = _Function(np.einsum, [functools.partial(vjp, i) for i in range(len(arrays))])
+    return row.call(lambda *x: np.einsum(f"{terms}->{result}", *x, optimize=optimize), [*map(_as_tensor, arrays)], {})
 
 
 def _move(function, a, *args, **options):
@@ -1347,7 +1318,7 @@ def _lengthen(function, *arys):
 
 
 # fmt: off
-_expressions = {
+for names, expression in {
     "amax": np.max, **{f"atleast_{n}d": functools.partial(_lengthen, getattr(np, f"atleast_{n}d")) for n in (1, 2, 3)},
     "amin": np.min, "stack": lambda arrays, axis=0: np.concatenate([np.expand_dims(a, axis) for a in arrays], axis),
     "average": _average, "sort": lambda a, axis=-1, kind=None: np.take_along_axis(a, np.argsort(a, axis, kind), axis),
@@ -1373,7 +1344,7 @@ _expressions = {
         np.tensordot(a, b, (-1, -2) if np.ndim(a) and np.ndim(b) else 0)),
     "linalg.slogdet": lambda a: np.linalg.slogdet(np.eye(1))._replace(sign=_sign_of_det(a), logabsdet=_log_of_det(a)),
     "linalg.solve": lambda a, b: (
-        _solve(*_tensors(a, b)) if np.ndim(b) > 1 else np.linalg.solve(a, np.reshape(b, (-1, 1)))[..., 0]),
+        _solve(_as_tensor(a), _as_tensor(b)) if np.ndim(b) > 1 else np.linalg.solve(a, np.reshape(b, (-1, 1)))[..., 0]),
     "kron": lambda a, b: (_move(np.kron, a, np.ones(np.shape(b), int)) *
                           _move(lambda numbers, ones: np.kron(ones, numbers), b, np.ones(np.shape(a), int))),
     "ptp": lambda a, axis=None, *, keepdims=False: a.max(axis, keepdims=keepdims) - a.min(axis, keepdims=keepdims),
@@ -1383,12 +1354,11 @@ _expressions = {
     bitwise_or bitwise_xor ceil count_nonzero empty_like equal fix flatnonzero floor floor_divide greater
     greater_equal invert isclose isfinite isin isinf isnan isneginf isposinf less less_equal logical_and logical_not
     logical_or logical_xor nonzero not_equal ones_like result_type rint round sign signbit trunc zeros_like""": None,
-}
-# fmt: on
-for names, expression in _expressions.items():
+}.items():
     for name in names.split():
         with contextlib.suppress(AttributeError):  # NumPy's releases differ
             _row(op.attrgetter(name)(np), _Function).expression = expression
+# fmt: on
 
 
 # --- Gradients of functions -------------------------------------------------------------------------------------------
