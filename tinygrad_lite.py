@@ -179,12 +179,9 @@ class _Row:
         for i, node in enumerate(nodes if self.vjps else ()):
             if node and (i >= len(self.vjps) or self.vjps[i] is None):
                 raise TypeError(f"{_name(self.function)} has no derivative rule for argument {i}: detach() that one")
-        values, named = self.plain(args, options)
-        order, observer = _next_order(), _thread.observer
-        if observer is None:
-            out = compute(*values, **named)
-        else:
-            values, out = observer.compute(self, order, compute, args, options)
+        order, (values, named) = _next_order(), self.plain(args, options)
+        observed = _thread.observer and _thread.observer.compute(self, order, compute, args, options)
+        values, out = observed or (values, compute(*values, **named))
         return self.result(order, nodes, values, out, named)
 
     def plain(self, args, options):
@@ -217,8 +214,7 @@ def _unary(row: _Row, compute: Callable) -> Callable:
             out = compute(value)
         except Exception:
             return row.call(row.compute, (x,), {})  # once more, for an error that names the operation
-        kind = out.__class__
-        if kind in _plain and (value.__class__ is not _ndarray or value.size < _LARGE):
+        if out.__class__ in _plain and (value.__class__ is not _ndarray or value.size < _LARGE):
             tensor = _new(Tensor)
             tensor._value = out
             tensor._node = (_next_order(), row, (node,), (value,), out, None) if node else None
@@ -785,10 +781,8 @@ class _Unread:
 def _unread(vjp, count):
     """Which of (out, *values) a VJP does not read, by position: those with an underscore in front of their names."""
     code = getattr(getattr(vjp, "func", vjp), "__code__", None)
-    if code is None:  # of a function in C
-        return set()
-    names, arrays, _ = inspect.getargs(code)
-    names = [*names[: code.co_argcount], *[arrays or ""] * count][len(getattr(vjp, "args", ())) + 1 :]
+    names, arrays, _ = inspect.getargs(code) if code else ([], "", "")  # a function in C may read all
+    names = [*names, *[arrays or ""] * count][len(getattr(vjp, "args", ())) + 1 :]
     return {i for i, name in enumerate(names) if name.startswith("_")}
 
 
@@ -905,10 +899,11 @@ class _Function(_Row):
                     if x is default or (type(x), x) == (str, default):
                         del bound.arguments[name]
                 args, options, given = bound.args, bound.kwargs, [*bound.arguments][arrays:]
-            extra = sorted({*given, *options} - {*inspect.signature(rule).parameters})
-            what = f"takes no {' and no '.join(extra) or 'arguments like these'}: leave it out"
-            fits = _takes(rule, before + len(args), *options)
-            _check(fits, f"{_name(self.function)} of a Tensor that requires gradients {what}", TypeError)
+            extra = " and no ".join(sorted({*given, *options} - {*inspect.signature(rule).parameters}))
+            what = (
+                f"{_name(self.function)} of a Tensor that requires gradients takes no {extra or 'arguments like these'}"
+            )
+            _check(_takes(rule, before + len(args), *options), f"{what}: leave it out", TypeError)
         return args, options
 
 
@@ -1304,7 +1299,6 @@ def _move(function, a, *args, **options):
     flat = np.ravel(a)
 
     def taken(numbers):
-        numbers = numbers if isinstance(numbers, Tensor) else _as_value(numbers)
         puts_zeros = function is not np.take_along_axis and not numbers.all()
         return (np.concatenate([flat, np.zeros(1, flat.dtype)]) if puts_zeros else flat)[numbers - 1]
 
