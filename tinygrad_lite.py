@@ -62,7 +62,8 @@ _Anything: Any = object  # a base to type checkers, as later sections add method
 _new, _float64, _ndarray = object.__new__, np.float64, np.ndarray  # looked up once, as every operation needs them
 _next_order = itertools.count(0, -1).__next__
 _python = {bool, int, float}
-_plain = {_ndarray, _float64, np.float32, *_python}  # what a quick way takes and gives without a look
+_local = {_ndarray, _float64, np.float32}
+_plain = {*_local, *_python}  # what a quick way takes and gives without a look
 _LARGE = 10_000  # elements: a larger array is forgotten if no rule will read it
 
 
@@ -207,13 +208,10 @@ def _unary(row: _Row, compute: Callable) -> Callable:
     """The quick way from one operand to a Tensor; all that is not as usual goes by ``row.call``."""
 
     def quick(x):
-        if x.__class__ is not Tensor or x._value.__class__ is float or _detours:
+        if _detours or x.__class__ is not Tensor or x._value.__class__ not in _local:
             return row.call(row.compute, (x,), {})
         node, value = x._node, x._value
-        try:
-            out = compute(value)
-        except Exception:
-            return row.call(row.compute, (x,), {})  # once more, for an error that names the operation
+        out = compute(value)
         if out.__class__ in _plain and (value.__class__ is not _ndarray or value.size < _LARGE):
             tensor = _new(Tensor)
             tensor._value = out
@@ -424,8 +422,8 @@ class Tensor(_Anything):
         ----------
         gradient : an array of this Tensor's shape, the gradient of some number with respect to this Tensor; by
             default 1, for a Tensor of one element.
-        create_graph : record the computation of the gradients too; ``.grad`` becomes a Tensor to differentiate again,
-            and keeps its leaf alive with it, in a cycle that ends with ``grad = None``.
+        create_graph : record the computation of the gradients too (but not within ``no_grad``); ``.grad`` becomes a
+            Tensor to differentiate again, and keeps its leaf alive with it, in a cycle that ends with ``grad = None``.
 
         Raises
         ------
@@ -438,8 +436,6 @@ class Tensor(_Anything):
         """
         _seen(self, "backward() (for which there are grad() and value_and_grad())")
         _check(self._node, "backward() on a Tensor that requires no gradient: make a leaf with requires_grad=True")
-        if create_graph and not _thread.recording:
-            return _set("recording", True)(self.backward)(gradient, create_graph)
         value = _as_array(self._value)
         if gradient is not None:
             gradient = gradient if isinstance(gradient, Tensor) and create_graph else _as_value(gradient)
@@ -451,7 +447,6 @@ class Tensor(_Anything):
         with _lock:  # only now, so that an error on the way leaves every gradient as it was
             for order, leaf in leaves.items():
                 leaf[0] = _own(gradients, order) if leaf[0] is None else leaf[0] + gradients[order]
-        return None
 
     def detach(self) -> Tensor:
         """A Tensor of the same data, without copying, that requires no gradient.
@@ -769,13 +764,10 @@ import warnings
 
 
 class _Unread:
-    """What is kept of a large array that no rule will read."""
+    """What is kept of a large array that no rule will read: of parameters whose names begin with an underscore."""
 
     def __init__(self, x):
         self.dtype, self.ndim, self.shape, self.size = x.dtype, x.ndim, x.shape, x.size
-
-    def __getattr__(self, name):
-        raise AttributeError(f"a VJP reads .{name} of a parameter whose name says, by its underscore, that it does not")
 
 
 def _unread(vjp, count):
@@ -874,8 +866,7 @@ class _Function(_Row):
             return _map(lambda x: _as_tensor(x) if x.__class__ is float or hasattr(x, "dtype") else x, out)
         if out.__class__ is Tensor or not (hasattr(out, "dtype") or out.__class__ is float):
             raise TypeError(f"{_name(self.function)} gave a {type(out).__name__}: it must make one array of arrays")
-        if not isinstance(self.function, np.ufunc):
-            values = tuple(map(_as_array, values))
+        values = values if isinstance(self.function, np.ufunc) else tuple(map(_as_array, values))
         tensor, kept = super().result(order, nodes, values, out, options), (out, *values)
         if tensor._node and any(x.__class__ is _ndarray and x.size >= _LARGE for x in kept):
             unread = set.intersection(*[_unread(self.vjps[i], len(kept)) for i, node in enumerate(nodes) if node])
@@ -951,13 +942,13 @@ def _sigmoid(x):
 
 def _clipped(t, min=None, max=None):
     """The values limited to [min, max]; None is no limit."""
-    return np.clip(t, min, max)
+    return _apply(np.clip, (t, min, max), {})
 
 
 def _by_axis(function):
     """A method that takes lengths or axes also one by one: ``t.reshape(2, -1)`` as ``t.reshape((2, -1))``."""
-    method = _method(function)
-    return functools.wraps(method)(lambda t, *axes: method(t, axes[0] if axes and np.ndim(axes[0]) else axes or None))
+    base = _method(function)
+    return functools.wraps(base)(lambda t, *axes: base(t, axes[0] if axes and np.iterable(axes[0]) else axes or None))
 
 
 _no_writing = "a Tensor cannot be written to: make a new one with np.where, np.concatenate or np.stack"
