@@ -266,7 +266,7 @@ def _operator(function, compute) -> tuple[Callable[[Any, Any], Tensor], Callable
     row = _row(function)
 
     def careful(x, y):  # of a Python float and Python's numbers with NumPy's arithmetic, but to a Python float again
-        is_weak = {float} <= {x.__class__, y.__class__} <= _python
+        is_weak = x.__class__ in _python and y.__class__ in _python and float in (x.__class__, y.__class__)
         out = compute(_float64(x) if is_weak else x, y)
         return float(out) if is_weak and out.__class__ is _float64 else out
 
@@ -947,8 +947,8 @@ def _clipped(t, min=None, max=None):
 
 def _by_axis(function):
     """A method that takes lengths or axes also one by one: ``t.reshape(2, -1)`` as ``t.reshape((2, -1))``."""
-    base = _method(function)
-    return functools.wraps(base)(lambda t, *axes: base(t, axes[0] if axes and np.iterable(axes[0]) else axes or None))
+    call = _method(function)
+    return functools.wraps(call)(lambda t, *to: call(t, to[0] if to and hasattr(to[0], "__len__") else to or None))
 
 
 _no_writing = "a Tensor cannot be written to: make a new one with np.where, np.concatenate or np.stack"
