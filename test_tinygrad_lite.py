@@ -2388,8 +2388,7 @@ def test_backward_with_create_graph_takes_a_tensor_as_gradient():
     np.testing.assert_array_equal(u.grad, [3.0, 120.0])
     x, u = leaf(2.0), leaf(3.0)
     y = x**3
-    with no_grad():
-        y.backward(u, create_graph=True)
+    y.backward(u, create_graph=True)
     x.grad, g = None, x.grad
     g.backward()
     assert (x.grad, u.grad) == (36.0, 12.0)
@@ -3946,6 +3945,8 @@ def test_what_dask_cannot_do_lazily_is_an_error(case):
 def test_where_dask_would_fetch_everything_the_error_names_the_function_and_says_so(case, requires_grad):
     with nothing_is_fetched(), pytest.raises(TypeError, match=r"would fetch whole arrays to this machine"):
         results(case, as_dask, requires_grad)
+    with warnings.catch_warnings(action="ignore"), pytest.raises(TypeError, match=r"would fetch whole arrays"):
+        results(case, as_dask, requires_grad)  # also where Dask could fetch, and only warns
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])
@@ -4484,14 +4485,15 @@ def test_tensors_set_as_gradients_are_cast_and_copied():
     np.testing.assert_array_equal(copied.grad, [1.0, 1.0])
 
 
-def test_create_graph_records_within_no_grad():
+def test_create_graph_within_no_grad_records_nothing_and_a_second_backward_says_so():
     x = leaf(3.0)
     y = x**3
     with no_grad():
         y.backward(create_graph=True)
     g, x.grad = x.grad, None
-    g.backward()
-    assert x.grad == 18.0
+    assert (g.item(), g.requires_grad) == (27.0, False)
+    with pytest.raises(ValueError, match="requires no gradient"):
+        g.backward()
 
 
 def test_threads_that_come_to_the_same_leaf_lose_nothing():
@@ -4871,7 +4873,7 @@ ERRORS: list[tuple[str, Any, type[Exception], str]] = [
     ("matmul of a number", lambda: leaf(2.0) @ leaf(2.0), ValueError, r"np\.matmul of shapes \(\) and \(\)"),
     ("reshape", lambda: leaf(np.ones(6)).reshape(4, 2), ValueError, r"np\.reshape of shapes \(6,\)"),
     ("axis", lambda: leaf(np.ones(6)).sum(axis=3), np.exceptions.AxisError, r"np\.sum of shapes \(6,\).*axis 3"),
-    ("singular", lambda: np.linalg.inv(leaf(np.zeros((2, 2)))), np.linalg.LinAlgError, r"np\.linalg\.inv.*Singular"),
+    ("singular", lambda: np.linalg.inv(leaf(np.zeros((2, 2)))), np.linalg.LinAlgError, r"Singular matrix"),
     ("joined", lambda: np.stack([leaf(np.ones(2)), np.ones(3)]), ValueError, r"np\.concatenate of shapes \(1, 2\) and"),
     ("tensordot", lambda: np.tensordot(leaf(np.ones((2, 3))), np.ones((3, 2))), ValueError, r"np\.tensordot of shapes"),
     ("weights", lambda: np.average(leaf(np.ones(2)), weights=np.ones(3)), ValueError, r"takes weights of \(2,\), not"),

@@ -62,7 +62,8 @@ _Anything: Any = object  # a base to type checkers, as later sections add method
 _new, _float64, _ndarray = object.__new__, np.float64, np.ndarray  # looked up once, as every operation needs them
 _next_order = itertools.count(0, -1).__next__
 _python = {bool, int, float}
-_plain = {_ndarray, _float64, np.float32, *_python}  # what a quick way takes and gives without a look
+_local = {_ndarray, _float64, np.float32}
+_plain = {*_local, *_python}  # what a quick way takes and gives without a look
 _LARGE = 10_000  # elements: a larger array is forgotten if no rule will read it
 
 
@@ -139,13 +140,6 @@ def _as_array(value):
     return np.asarray(value)[()] if value.__class__ in _python else value
 
 
-def _as_operand(x):
-    """What arithmetic takes: Tensors and Python's numbers as they are, arrays and lists; else NotImplemented."""
-    if isinstance(x, (Tensor, int, float)):
-        return x
-    return _as_value(x) if hasattr(x, "__array__") or isinstance(x, (complex, list, tuple)) else NotImplemented
-
-
 def _wrap(value, node):
     """A Tensor from within: of a value that is known to be one, or of an observer's Tensor, and a node or None."""
     if isinstance(value, Tensor):
@@ -154,6 +148,9 @@ def _wrap(value, node):
     tensor._value = value
     tensor._node = node
     return tensor
+
+
+_operands = int, float, complex, list, tuple  # of arithmetic, beside Tensors and arrays
 
 
 class _Row:
@@ -176,19 +173,16 @@ class _Row:
     def call(self, compute, args, options):
         """The result of a call: every operation that is not as usual comes here."""
         if isinstance(self.function, np.ufunc):
-            args = [_as_operand(x) for x in args]
-            if any([x is NotImplemented for x in args]):
+            if not all([isinstance(x, (Tensor, *_operands)) or hasattr(x, "__array__") for x in args]):
                 return NotImplemented
+            args = [x if isinstance(x, (Tensor, int, float)) else _as_value(x) for x in args]
         nodes = tuple([x._node if isinstance(x, Tensor) and _thread.recording else None for x in args])
         for i, node in enumerate(nodes if self.vjps else ()):
             if node and (i >= len(self.vjps) or self.vjps[i] is None):
                 raise TypeError(f"{_name(self.function)} has no derivative rule for argument {i}: detach() that one")
-        values, named = self.plain(args, options)
-        order, observer = _next_order(), _thread.observer
-        if observer is None:
-            out = compute(*values, **named)
-        else:
-            values, out = observer.compute(self, order, compute, args, options)
+        order, (values, named) = _next_order(), self.plain(args, options)
+        observed = _thread.observer and _thread.observer.compute(self, order, compute, args, options)
+        values, out = observed or (values, compute(*values, **named))
         return self.result(order, nodes, values, out, named)
 
     def plain(self, args, options):
@@ -214,15 +208,11 @@ def _unary(row: _Row, compute: Callable) -> Callable:
     """The quick way from one operand to a Tensor; all that is not as usual goes by ``row.call``."""
 
     def quick(x):
-        if x.__class__ is not Tensor or x._value.__class__ is float or _detours:
+        if _detours or x.__class__ is not Tensor or x._value.__class__ not in _local:
             return row.call(row.compute, (x,), {})
         node, value = x._node, x._value
-        try:
-            out = compute(value)
-        except Exception:
-            return row.call(row.compute, (x,), {})  # once more, for an error that names the operation
-        kind = out.__class__
-        if kind in _plain and (value.__class__ is not _ndarray or value.size < _LARGE):
+        out = compute(value)
+        if out.__class__ in _plain and (value.__class__ is not _ndarray or value.size < _LARGE):
             tensor = _new(Tensor)
             tensor._value = out
             tensor._node = (_next_order(), row, (node,), (value,), out, None) if node else None
@@ -275,11 +265,10 @@ def _operator(function, compute) -> tuple[Callable[[Any, Any], Tensor], Callable
     """
     row = _row(function)
 
-    def careful(x, y):  # of Python's numbers alone with NumPy's arithmetic, but to a Python float again
-        if x.__class__ in _python and y.__class__ in _python:
-            out = compute(_float64(x) if float in (x.__class__, y.__class__) else x, y)  # type: ignore[arg-type]
-            return float(out) if out.__class__ is _float64 else out
-        return compute(x, y)
+    def careful(x, y):  # of a Python float and Python's numbers with NumPy's arithmetic, but to a Python float again
+        is_weak = x.__class__ in _python and y.__class__ in _python and float in (x.__class__, y.__class__)
+        out = compute(_float64(x) if is_weak else x, y)
+        return float(out) if is_weak and out.__class__ is _float64 else out
 
     forward = _binary(row, compute, careful)
     return forward, lambda y, x: forward(x, y)
@@ -433,8 +422,8 @@ class Tensor(_Anything):
         ----------
         gradient : an array of this Tensor's shape, the gradient of some number with respect to this Tensor; by
             default 1, for a Tensor of one element.
-        create_graph : record the computation of the gradients too; ``.grad`` becomes a Tensor to differentiate again,
-            and keeps its leaf alive with it, in a cycle that ends with ``grad = None``.
+        create_graph : record the computation of the gradients too (but not within ``no_grad``); ``.grad`` becomes a
+            Tensor to differentiate again, and keeps its leaf alive with it, in a cycle that ends with ``grad = None``.
 
         Raises
         ------
@@ -447,8 +436,6 @@ class Tensor(_Anything):
         """
         _seen(self, "backward() (for which there are grad() and value_and_grad())")
         _check(self._node, "backward() on a Tensor that requires no gradient: make a leaf with requires_grad=True")
-        if create_graph and not _thread.recording:
-            return _set("recording", True)(self.backward)(gradient, create_graph)
         value = _as_array(self._value)
         if gradient is not None:
             gradient = gradient if isinstance(gradient, Tensor) and create_graph else _as_value(gradient)
@@ -460,7 +447,6 @@ class Tensor(_Anything):
         with _lock:  # only now, so that an error on the way leaves every gradient as it was
             for order, leaf in leaves.items():
                 leaf[0] = _own(gradients, order) if leaf[0] is None else leaf[0] + gradients[order]
-        return None
 
     def detach(self) -> Tensor:
         """A Tensor of the same data, without copying, that requires no gradient.
@@ -778,22 +764,17 @@ import warnings
 
 
 class _Unread:
-    """What is kept of a large array that no rule will read."""
+    """What is kept of a large array that no rule will read: of parameters whose names begin with an underscore."""
 
     def __init__(self, x):
         self.dtype, self.ndim, self.shape, self.size = x.dtype, x.ndim, x.shape, x.size
-
-    def __getattr__(self, name):
-        raise AttributeError(f"a VJP reads .{name} of a parameter whose name says, by its underscore, that it does not")
 
 
 def _unread(vjp, count):
     """Which of (out, *values) a VJP does not read, by position: those with an underscore in front of their names."""
     code = getattr(getattr(vjp, "func", vjp), "__code__", None)
-    if code is None:  # of a function in C
-        return set()
-    names, arrays, _ = inspect.getargs(code)
-    names = [*names[: code.co_argcount], *[arrays or ""] * count][len(getattr(vjp, "args", ())) + 1 :]
+    names, arrays, _ = inspect.getargs(code) if code else ([], "", "")  # a function in C may read all
+    names = [*names, *[arrays or ""] * count][len(getattr(vjp, "args", ())) + 1 :]
     return {i for i, name in enumerate(names) if name.startswith("_")}
 
 
@@ -882,11 +863,10 @@ class _Function(_Row):
 
     def result(self, order, nodes, values, out, options=None):
         if not (self.vjps and any(nodes)):
-            return _map(_constant, out)
+            return _map(lambda x: _as_tensor(x) if x.__class__ is float or hasattr(x, "dtype") else x, out)
         if out.__class__ is Tensor or not (hasattr(out, "dtype") or out.__class__ is float):
             raise TypeError(f"{_name(self.function)} gave a {type(out).__name__}: it must make one array of arrays")
-        if not isinstance(self.function, np.ufunc):
-            values = tuple(map(_as_array, values))
+        values = values if isinstance(self.function, np.ufunc) else tuple(map(_as_array, values))
         tensor, kept = super().result(order, nodes, values, out, options), (out, *values)
         if tensor._node and any(x.__class__ is _ndarray and x.size >= _LARGE for x in kept):
             unread = set.intersection(*[_unread(self.vjps[i], len(kept)) for i, node in enumerate(nodes) if node])
@@ -900,32 +880,27 @@ class _Function(_Row):
         Refuses what no rule here would see: options that NumPy has and the rule has not.
         """
         rule, arrays = (self.expression, 0) if self.expression else (next(filter(None, self.vjps)), len(self.vjps))
-        before, given = 2 * bool(arrays), options  # a VJP takes g and out before
-        if len(args) >= arrays and _takes(rule, before + len(args), *options):
-            return args, options
-        with contextlib.suppress(ValueError):  # of functions in C that do not tell their parameters
-            bound = inspect.signature(self.function).bind(*args, **options)
-            had = [(name, x, bound.signature.parameters[name].default) for name, x in bound.arguments.items()]
-            given = {
-                name: x for name, x, default in had[arrays:] if x is not default and (type(x), x) != (str, default)
-            }
-            bound.arguments = {name: x for name, x, _ in had[:arrays]} | given
-            args, options = bound.args, bound.kwargs
-        extra = {*given, *options} - {*[*inspect.signature(rule).parameters][before:]}
-        what = f"takes no {' and no '.join(sorted(extra)) or 'arguments like these'}: leave it out"
-        fits = _takes(rule, before + len(args), *options)
-        _check(fits, f"{_name(self.function)} of a Tensor that requires gradients {what}", TypeError)
+        before = 2 * bool(arrays)  # a VJP takes g and out before
+        if len(args) < arrays or not _takes(rule, before + len(args), *options):
+            given = []
+            with contextlib.suppress(ValueError):  # of functions in C that do not tell their parameters
+                bound = inspect.signature(self.function).bind(*args, **options)
+                for name, x in [*bound.arguments.items()][arrays:]:
+                    default = bound.signature.parameters[name].default
+                    if x is default or (type(x), x) == (str, default):
+                        del bound.arguments[name]
+                args, options, given = bound.args, bound.kwargs, [*bound.arguments][arrays:]
+            extra = " and no ".join(sorted({*given, *options} - {*inspect.signature(rule).parameters}))
+            what = (
+                f"{_name(self.function)} of a Tensor that requires gradients takes no {extra or 'arguments like these'}"
+            )
+            _check(_takes(rule, before + len(args), *options), f"{what}: leave it out", TypeError)
         return args, options
 
 
 def _as_tensor(x):
     """A Tensor as it is, anything else as one: a Python float without a dtype yet."""
     return x if isinstance(x, Tensor) else _wrap(x if x.__class__ is float else _as_value(x), None)
-
-
-def _constant(x):
-    """A result that carries no gradient: a Tensor if it is an array or a number."""
-    return _as_tensor(x) if x.__class__ is float or hasattr(x, "dtype") else x
 
 
 def _without_graph(tensor, what):
@@ -965,31 +940,26 @@ def _sigmoid(x):
     return np.where(np.less(x, 0), small, 1) / (1 + small)
 
 
-class _Array:
-    """What Tensors have in common with NumPy's arrays, beyond the heart."""
+def _clipped(t, min=None, max=None):
+    """The values limited to [min, max]; None is no limit."""
+    return _apply(np.clip, (t, min, max), {})
 
-    def clip(self, min: Any = None, max: Any = None) -> Tensor:
-        """The values limited to [min, max]; None is no limit."""
-        return _apply(np.clip, (self, min, max), {})
 
-    def reshape(self, *shape: Any) -> Tensor:
-        """``t.reshape(2, -1)`` or ``t.reshape((2, -1))``: the same elements in another shape."""
-        return _apply(np.reshape, (self, shape[0] if len(shape) == 1 and np.ndim(shape[0]) else shape), {})
-
-    def transpose(self, *axes: Any) -> Tensor:
-        """``t.transpose()`` reverses the axes, ``t.transpose(1, 0)`` or ``t.transpose((1, 0))`` orders them."""
-        return _apply(np.transpose, (self, axes[0] if len(axes) == 1 else axes or None), {})
+def _by_axis(function):
+    """A method that takes lengths or axes also one by one: ``t.reshape(2, -1)`` as ``t.reshape((2, -1))``."""
+    call = _method(function)
+    return functools.wraps(call)(lambda t, *to: call(t, to[0] if to and hasattr(to[0], "__len__") else to or None))
 
 
 _no_writing = "a Tensor cannot be written to: make a new one with np.where, np.concatenate or np.stack"
 _own_methods = """abs all any argmax argmin argsort copy cos cumprod cumsum diagonal dot max min prod ravel round sin
     sqrt squeeze std swapaxes tan trace var"""
 # fmt: off
-_of_arrays = {
+for attribute, method in {
     # Methods that are NumPy's functions, and operators that are without a gradient but for %.
-    **{name: method for name, method in vars(_Array).items() if name[0] != "_"},
     **{name: _method(getattr(np, name)) for name in _own_methods.split()},
     "astype": _method(_astype), "sigmoid": _method(_sigmoid), "__invert__": _method(np.invert),
+    "clip": _clipped, "reshape": _by_axis(np.reshape), "transpose": _by_axis(np.transpose),
     **{f"__{side}{name}__": method for name, function in {
        "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal,
        "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor, "mod": np.mod, "floordiv": np.floor_divide
@@ -1006,10 +976,9 @@ _of_arrays = {
     "__array__": lambda t, dtype=None, copy=0: np.array(_without_graph(t, "a NumPy array"), dtype, copy=copy or None),
     "__format__": lambda t, spec: object.__format__(t, spec) if t.ndim else format(t.item(), spec),
     "__repr__": _shown, "__reduce__": _pickled,
-}
+}.items():
+    setattr(Tensor, attribute, method)
 # fmt: on
-for name, method in _of_arrays.items():
-    setattr(Tensor, name, method)
 for row in _table.values():
     row.__class__ = _Function
 
@@ -1060,14 +1029,6 @@ def _recording_function(function):
 
     _table[recording] = row = _row(function, _Function)
     return recording
-
-
-def _joined(function, compute, vjp, arrays):
-    """A call of a function of any number of arrays, one by one, with ``vjp(i, g, out, *arrays)`` for each."""
-    row = _Function(function)
-    row.compute = compute
-    row.define([functools.partial(vjp, i) for i in range(len(arrays))])
-    return row.call(compute, _tensors(*arrays), {})
 
 
 def _axes(x, axis):
@@ -1131,7 +1092,7 @@ def _add_at(values, index, like):
 
 # fmt: off
 relu, sigmoid, _scatter, _gather = map(_recording_function, (_relu, _sigmoid, _add_at, op.getitem))
-_rules: dict[str, dict[Any, Any]] = {
+for kind, rules in {
     "elementwise": {
         np.sqrt:      lambda g, out, _x: g / (2 * out),              np.cbrt:    lambda g, out, _x: g / (3 * out * out),
         np.exp2:      lambda g, out, _x: g * (out * math.log(2)),    np.expm1:    lambda g, out, _x: g * (out + 1),
@@ -1170,9 +1131,8 @@ _rules: dict[str, dict[Any, Any]] = {
         _add_at:      lambda g, _, _values, index, like: _gather(g, index),
         np.linalg.inv: lambda g, out, _a: -(_mT(out) @ g @ _mT(out)),
         np.linalg.det: lambda g, out, a: (g * out)[..., None, None] * _mT(np.linalg.inv(a))},
-}
-for kind, rules in _rules.items():
-    for function, vjps in rules.items():
+}.items():
+    for function, vjps in rules.items():  # type: ignore[attr-defined]
         _row(function, _Function).define(vjps if isinstance(vjps, tuple) else (vjps,), kind)
 _sign_of_det = defvjp(lambda a: np.linalg.slogdet(a)[0], None)
 _log_of_det = defvjp(lambda a: np.linalg.slogdet(a)[1], lambda g, _, a: g[..., None, None] * _mT(np.linalg.inv(a)))
@@ -1195,11 +1155,6 @@ for function in np.sum, np.max, np.min:
 _table[np.mean].quick, _table[op.getitem].compute = _unary(_table[np.mean], _mean), _item
 
 # What follows says NumPy's functions in others of the table, with NumPy's names for the parameters.
-
-
-def _tensors(*arrays):
-    """Arrays as Tensors; a Python number among them is an array too, as for NumPy's functions that are no ufuncs."""
-    return [array if isinstance(array, Tensor) else Tensor(array) for array in arrays]
 
 
 def _clip(a, a_min=None, a_max=None, *, min=None, max=None):
@@ -1232,7 +1187,7 @@ def _root(x, p=2):
 def _average(a, axis=None, weights=None, *, keepdims=False):
     if weights is None:
         return np.mean(a, axis, keepdims=keepdims)
-    a, weights = _tensors(a, weights)
+    a, weights = _as_tensor(a), _as_tensor(weights)
     over = tuple([a.shape[i] for i in _axes(a, axis)])
     _check(weights.shape in (a.shape, over), f"np.average of {a.shape} takes weights of {over}, not {weights.shape}")
     weights = weights.astype(np.result_type(weights, a if a.dtype.kind == "f" else np.float64))
@@ -1248,7 +1203,7 @@ def _median(a, axis=None, *, keepdims=False):
 
 
 def _take(a, indices, axis=None):
-    a, (index,) = np.ravel(a) if axis is None else np.atleast_1d(a), _tensors(indices)
+    a, index = np.ravel(a) if axis is None else np.atleast_1d(a), _as_tensor(indices)
     _check(index.dtype.kind in "biu" or not index.size, f"np.take takes integers, not {index.dtype}", TypeError)
     return a[(*[slice(None)] * _axes(a, axis or 0)[0], index.astype(int))]
 
@@ -1274,7 +1229,7 @@ def _norm(x, ord=None, axis=None, keepdims=False):
 
 def _tensordot(a, b, axes=2):
     """One product of matrices, in whose columns and rows the axes to sum over are merged."""
-    a, b = _tensors(a, b)
+    a, b = _as_tensor(a), _as_tensor(b)
     over = (range(-axes, 0), range(axes)) if isinstance(axes, (int, np.integer)) else axes
     lengths = [[x.shape[i] for i in _axes(x, o)] for x, o in zip((a, b), over, strict=True)]
     _check(lengths[0] == lengths[1], f"np.tensordot of shapes {a.shape} and {b.shape} over axes of {lengths}")
@@ -1298,7 +1253,8 @@ def _concatenate(arrays, axis=0):
         start = sum([array.shape[axis] for array in _arrays[:i]])
         return g.swapaxes(0, axis)[start : start + _arrays[i].shape[axis]].swapaxes(0, axis)
 
-    return _joined(np.concatenate, lambda *arrays: np.concatenate(arrays, axis), vjp, arrays)
+    row = _Function(np.concatenate, [functools.partial(vjp, i) for i in range(len(arrays))])
+    return row.call(lambda *arrays: np.concatenate(arrays, axis), [*map(_as_tensor, arrays)], {})
 
 
 def _einsum(*operands, optimize=False):
@@ -1324,7 +1280,8 @@ def _einsum(*operands, optimize=False):
         return g if g.shape == arrays[i].shape else g + np.zeros_like(arrays[i])
 
     arrays = operands[1:] if isinstance(operands[0], str) else operands[: len(operands) // 2 * 2 : 2]
-    return _joined(np.einsum, lambda *x: np.einsum(f"{terms}->{result}", *x, optimize=optimize), vjp, arrays)
+    row = _Function(np.einsum, [functools.partial(vjp, i) for i in range(len(arrays))])
+    return row.call(lambda *x: np.einsum(f"{terms}->{result}", *x, optimize=optimize), [*map(_as_tensor, arrays)], {})
 
 
 def _move(function, a, *args, **options):
@@ -1333,7 +1290,6 @@ def _move(function, a, *args, **options):
     flat = np.ravel(a)
 
     def taken(numbers):
-        numbers = numbers if isinstance(numbers, Tensor) else _as_value(numbers)
         puts_zeros = function is not np.take_along_axis and not numbers.all()
         return (np.concatenate([flat, np.zeros(1, flat.dtype)]) if puts_zeros else flat)[numbers - 1]
 
@@ -1347,7 +1303,7 @@ def _lengthen(function, *arys):
 
 
 # fmt: off
-_expressions = {
+for names, expression in {
     "amax": np.max, **{f"atleast_{n}d": functools.partial(_lengthen, getattr(np, f"atleast_{n}d")) for n in (1, 2, 3)},
     "amin": np.min, "stack": lambda arrays, axis=0: np.concatenate([np.expand_dims(a, axis) for a in arrays], axis),
     "average": _average, "sort": lambda a, axis=-1, kind=None: np.take_along_axis(a, np.argsort(a, axis, kind), axis),
@@ -1373,7 +1329,7 @@ _expressions = {
         np.tensordot(a, b, (-1, -2) if np.ndim(a) and np.ndim(b) else 0)),
     "linalg.slogdet": lambda a: np.linalg.slogdet(np.eye(1))._replace(sign=_sign_of_det(a), logabsdet=_log_of_det(a)),
     "linalg.solve": lambda a, b: (
-        _solve(*_tensors(a, b)) if np.ndim(b) > 1 else np.linalg.solve(a, np.reshape(b, (-1, 1)))[..., 0]),
+        _solve(_as_tensor(a), _as_tensor(b)) if np.ndim(b) > 1 else np.linalg.solve(a, np.reshape(b, (-1, 1)))[..., 0]),
     "kron": lambda a, b: (_move(np.kron, a, np.ones(np.shape(b), int)) *
                           _move(lambda numbers, ones: np.kron(ones, numbers), b, np.ones(np.shape(a), int))),
     "ptp": lambda a, axis=None, *, keepdims=False: a.max(axis, keepdims=keepdims) - a.min(axis, keepdims=keepdims),
@@ -1383,12 +1339,11 @@ _expressions = {
     bitwise_or bitwise_xor ceil count_nonzero empty_like equal fix flatnonzero floor floor_divide greater
     greater_equal invert isclose isfinite isin isinf isnan isneginf isposinf less less_equal logical_and logical_not
     logical_or logical_xor nonzero not_equal ones_like result_type rint round sign signbit trunc zeros_like""": None,
-}
-# fmt: on
-for names, expression in _expressions.items():
+}.items():
     for name in names.split():
         with contextlib.suppress(AttributeError):  # NumPy's releases differ
             _row(op.attrgetter(name)(np), _Function).expression = expression
+# fmt: on
 
 
 # --- Gradients of functions -------------------------------------------------------------------------------------------
