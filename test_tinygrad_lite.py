@@ -5580,8 +5580,9 @@ def test_linear_sends_one_graph_a_step_whose_size_stays_and_no_row_comes_back(on
 
     monkeypatch.setattr(dask, "compute", counted)
     found = on_cluster("--rows", 5_000_000, "--batch-size", 2_500_000, "--epochs", 4)
-    assert len(sizes) == 1 + 8 + 5 + 2  # means; steps; errors before the first epoch and after each; the yardstick
-    assert len({*sizes[2:4]}) == len({*sizes[2::3][1:4]}) == 1
+    # Mean and deviation, the error; two steps and the error, four times; the yardstick and its error.
+    assert len(sizes) == 3 + 4 * 3 + 2
+    assert {*map(tuple, np.reshape(sizes[3:15], (4, 3)))} == {(sizes[3], sizes[3], sizes[2])}
     assert found["rows"] == 5_000_000
 
 

@@ -54,11 +54,12 @@ def load(options):
     """x and y, shape (2, rows), read or made, here or on Dask's workers; and what makes numbers of lazy ones."""
     paths = [os.path.abspath(path) for path in options.data or ()]
     if options.dask is None:
-        made = np.arange(options.rows) - [[0.0], [1.0]]
-        return np.concatenate([*map(read, paths)], axis=1) if paths else made, lambda *values: values
+        tables = [*map(read, paths)] or [np.arange(options.rows) - [[0.0], [1.0]]]
+        return np.concatenate(tables, axis=1), lambda *values: values
     import dask.array
     import distributed
 
+    dask.config.set({"optimization.fuse.active": False})  # or the steps call different tasks by one name
     if options.dask != "threads":
         logging.disable(logging.CRITICAL)  # what matters is raised
         asyncio.run(asyncio.wait_for(distributed.core.connect(options.dask), 4))  # a Client never gives up
@@ -101,8 +102,8 @@ def fit(options):
         raise ValueError(f"{rows} rows are too few: there must be 5")
     if options.save_data:
         pd.DataFrame(data.T, columns=["x", "y"]).to_csv(options.save_data, index=False)
-    center = data.mean(axis=1, keepdims=True)
-    mean, unit = compute(center[:, 0], np.sqrt(((data - center) ** 2).mean(axis=1)))
+    (mean,) = compute(data.mean(axis=1))
+    (unit,) = compute(np.sqrt(((data - mean[:, None]) ** 2).mean(axis=1)))
     if not 1e-14 * abs(mean[0]) < unit[0] < np.inf or not unit[1] < np.inf:
         raise ValueError(f"x is {mean[0]:g} ± {unit[0]:g}, y {mean[1]:g} ± {unit[1]:g}: x must vary, none overflow")
     x, y = (data - mean[:, None]) / np.where(unit > 0, unit, 1)[:, None]
@@ -123,8 +124,8 @@ def fit(options):
     if n == 1 and not options.eager:
         step = step.lower(w, b, zero, zero, lr)  # type: ignore[union-attr]  # all examples are alike
     try:
-        for epoch in range(1, options.epochs + 1):
-            rate = lr * (1 - ((epoch - 1) / options.epochs) ** 2)  # to 0 at the end, where noise averages out
+        # The rate falls to 0, so that noise averages out.
+        for epoch, rate in enumerate(lr * (1 - np.linspace(0, 1, options.epochs, endpoint=False) ** 2), 1):
             # What the line so far leaves is fitted: beside a w of 1, changes of 1e-17 would be lost.
             r, order = y - (w * x + b), rng.permutation(starts)
             batches = zip(x[order], r[order], strict=True) if n == 1 else ((x[i : i + n], r[i : i + n]) for i in order)
