@@ -5503,6 +5503,8 @@ def test_linear_reports_its_line_and_the_least_squares_line_and_warns_where_they
         assert line["rmse"] == pytest.approx(rmse, rel=rel**2 + 1e-12)
     assert train_linear.main(["--data", str(file), "--epochs", "1", "--lr", "1e-6"]) == 0
     assert re.fullmatch("warning: .*least-squares.*--epochs.*\n", capsys.readouterr().err)
+    tiny = write(tmp_path / "tiny.csv", b"x,y\n" + b"".join(b"%d,%de-170\n" % (i, i) for i in range(9)))
+    fails_with_one_sentence(capsys, train_linear, ["--data", tiny], "overflow")  # and no slope of 0
     level = line_through(capsys, file, x, 0 * x + 7)
     assert [level["slope"], level["intercept"], level["rmse"]] == [0, 7, 0]
 
@@ -5580,9 +5582,9 @@ def test_linear_sends_one_graph_a_step_whose_size_stays_and_no_row_comes_back(on
 
     monkeypatch.setattr(dask, "compute", counted)
     found = on_cluster("--rows", 5_000_000, "--batch-size", 2_500_000, "--epochs", 4)
-    # Mean and deviation, the error; two steps and the error, four times; the yardstick and its error.
-    assert len(sizes) == 3 + 4 * 3 + 2
-    assert {*map(tuple, np.reshape(sizes[3:15], (4, 3)))} == {(sizes[3], sizes[3], sizes[2])}
+    # Mean, deviation, the yardstick and two errors; then two steps and an error, four times.
+    assert len(sizes) == 5 + 4 * 3
+    assert {*map(tuple, np.reshape(sizes[5:], (4, 3)))} == {(sizes[5], sizes[5], sizes[3])}
     assert found["rows"] == 5_000_000
 
 

@@ -74,7 +74,7 @@ def ask_kaggle(found):
 
 def load(options):
     """The table and the name of its source."""
-    if options.csv:
+    if options.csv is not None:
         return read(options.csv), options.csv
     if options.source != "sample":
         found, err = {"reason": "no answer within 15 s"}, sys.stderr
@@ -150,7 +150,7 @@ def fit(options):
                         parameter.grad = slope
                 optimizer.step()
             losses.append({part: squared_error(parameters, *values).item() for part, values in parts.items()})
-            if not np.isfinite(losses[-1]["train"]):
+            if not np.isfinite([*losses[-1].values()]).all():
                 raise ValueError(f"the loss overflowed in epoch {epoch}: choose an --lr below {options.lr:g}")
             if epoch % max(1, options.epochs // 10) == 0:
                 say("epoch {:5}: training loss {train:.6g}, test loss {test:.6g}".format(epoch, **losses[-1]))
@@ -168,7 +168,7 @@ def fit(options):
     code = 130 if len(losses) <= options.epochs else 0
     if options.json:
         print(json.dumps({"source": source, "epochs": len(losses) - 1, "interrupted": code > 0, **found}))
-    if options.plot:
+    if options.plot is not None:
         from matplotlib import pyplot
 
         figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")

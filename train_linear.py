@@ -17,6 +17,7 @@ The last lines are the line that was found and, as a yardstick, the least-square
 
 import argparse
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -100,13 +101,14 @@ def fit(options):
     data, compute = load(options)
     if (rows := data.shape[1]) < 5:
         raise ValueError(f"{rows} rows are too few: there must be 5")
-    if options.save_data:
+    if options.save_data is not None:
         pd.DataFrame(data.T, columns=["x", "y"]).to_csv(options.save_data, index=False)
     (mean,) = compute(data.mean(axis=1))
-    (unit,) = compute(np.sqrt(((data - mean[:, None]) ** 2).mean(axis=1)))
-    if not 1e-14 * abs(mean[0]) < unit[0] < np.inf or not unit[1] < np.inf:
+    offset = data - mean[:, None]
+    unit, varies = compute(np.sqrt((offset**2).mean(axis=1)), (offset != 0).any(axis=1))
+    if not 1e-12 * abs(mean[0]) + 1e-150 < unit[0] < np.inf or not 1e-150 * varies[1] <= unit[1] < np.inf:
         raise ValueError(f"x is {mean[0]:g} ± {unit[0]:g}, y {mean[1]:g} ± {unit[1]:g}: x must vary, none overflow")
-    x, y = (data - mean[:, None]) / np.where(unit > 0, unit, 1)[:, None]
+    x, y = offset / np.where(unit > 0, unit, 1)[:, None]
 
     def line(w, b):
         """The line in the units of the data, and its root mean squared error."""
@@ -119,11 +121,12 @@ def fit(options):
     lr, n = options.lr or 0.75 / rows, options.batch_size or (max(1000, rows // 16) if options.dask else 1)
     w = b = dw = db = zero = np.float64(0)
     starts, rng, is_lazy = range(0, rows, n), np.random.default_rng(options.seed), options.dask
-    lines, show = [line(w, b)], (lambda text: None) if options.json else print
+    (best,), show = compute((x * y).mean()), (lambda text: None) if options.json else print
+    lines, yardstick = [line(w, b)], line(best, 0.0)
     step = descend_eagerly if options.eager else jit(descend)
     if n == 1 and not options.eager:
         step = step.lower(w, b, zero, zero, lr)  # type: ignore[union-attr]  # all examples are alike
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         # The rate falls to 0, so that noise averages out.
         for epoch, rate in enumerate(lr * (1 - np.linspace(0, 1, options.epochs, endpoint=False) ** 2), 1):
             # What the line so far leaves is fitted: beside a w of 1, changes of 1e-17 would be lost.
@@ -138,18 +141,15 @@ def fit(options):
             if not np.isfinite(lines[-1]["rmse"]):
                 raise ValueError(f"the loss overflowed in epoch {epoch}: choose an --lr below {lr:g}")
             show(LINE.format(f"epoch {epoch}", **lines[-1]))
-    except KeyboardInterrupt:
-        lines[-1] = line(w + dw, b + db)
 
-    epochs, (best,) = len(lines) - 1, compute((x * y).mean())
-    report = {**lines[-1], "least_squares": line(best, 0.0), "rows": rows, "epochs": epochs}
+    report = {**lines[-1], "least_squares": yardstick, "rows": rows, "epochs": len(lines) - 1}
     show(LINE.format("fitted", **report))
-    show(LINE.format("least squares", **report["least_squares"]))
+    show(LINE.format("least squares", **yardstick))
     if options.json:
         print(json.dumps(report))
     if np.hypot(w - best, b) > 0.01:
         print("warning: this is not the least-squares line yet: try more --epochs, or no --lr", file=sys.stderr)
-    if options.plot:
+    if options.plot is not None:
         from matplotlib import pyplot
 
         figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
@@ -158,7 +158,7 @@ def fit(options):
         right.plot(x, y, ".", x, report["slope"] * x + report["intercept"])
         right.set(xlabel="x", ylabel="y", title="Data and fitted line")
         figure.savefig(options.plot, dpi=120)
-    return 0 if epochs == options.epochs else 130
+    return 0 if len(lines) > options.epochs else 130
 
 
 # --- Command line -----------------------------------------------------------------------------------------------------
