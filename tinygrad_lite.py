@@ -150,7 +150,7 @@ def _wrap(value, node):
     return tensor
 
 
-_operands = int, float, complex, list, tuple  # of arithmetic, beside Tensors and arrays
+_operands = int, float, complex, list, tuple, range  # of arithmetic, beside Tensors and arrays
 
 
 class _Row:
@@ -948,7 +948,7 @@ def _clipped(t, min=None, max=None):
 def _by_axis(function):
     """A method that takes lengths or axes also one by one: ``t.reshape(2, -1)`` as ``t.reshape((2, -1))``."""
     call = _method(function)
-    return functools.wraps(call)(lambda t, *to: call(t, to[0] if to and hasattr(to[0], "__len__") else to or None))
+    return functools.wraps(call)(lambda t, *to: call(t, to[0] if len(to) == 1 and hasattr(to[0], "__len__") else to or None))
 
 
 _no_writing = "a Tensor cannot be written to: make a new one with np.where, np.concatenate or np.stack"
@@ -1220,7 +1220,7 @@ def _norm(x, ord=None, axis=None, keepdims=False):
         return _root(np.sum(x * x, axis, **keep))
     known = {1: isinstance(ord, (int, float, np.number)), 2: ord in (1, -1, math.inf, -math.inf)}.get(len(axes))
     _check(known, f"np.linalg.norm with ord={ord!r} over {len(axes)} axes has no derivative rule", TypeError)
-    size = np.abs(x) if len(axes) == 1 else np.abs(x).sum(axes[abs(ord) != 1], keepdims=True)  # of columns, or of rows
+    size = np.abs(x) if len(axes) == 1 else np.abs(x).sum(axes[int(abs(ord) != 1)], keepdims=True)  # of columns, or of rows
     if len(axes) == 2 or abs(ord) == math.inf:
         return (np.max if ord > 0 else np.min)(size, axes, **keep)
     powers = np.where(size == 0, math.inf if ord < 0 else 0, _nonzero(size) ** float(ord))
@@ -1319,7 +1319,7 @@ for names, expression in {
     "rad2deg degrees": lambda x: x * (180 / math.pi), "vdot": lambda a, b: np.ravel(a) @ np.ravel(b),
     "square": lambda x: x * x, "reciprocal": lambda x: 1 / x, "ndim shape size": None, "concatenate": _concatenate,
     "diff": _diff, "full_like": lambda a, fill_value, dtype=None, *, shape=None: (
-        _whole(fill_value, np.zeros_like(a, dtype, shape=shape))),
+        _whole(_as_tensor(fill_value) if np.ndim(fill_value) else fill_value, np.zeros_like(a, dtype, shape=shape))),
     **{name: functools.partial(_move, getattr(np, name)) for name in (
         "array_split", "diag", "diagonal", "dsplit", "fliplr", "flipud", "hsplit", "repeat", "rot90", "split",
         "take_along_axis", "tile", "tril", "triu", "vsplit")},
@@ -1831,7 +1831,7 @@ def _literal(x):
         return f"({x!r})" if type(x) is int and x < 0 else repr(x)
     if type(x) is float:
         return f"({x!r})".replace("nan", "np.nan").replace("inf", "np.inf")
-    if isinstance(x, np.generic):
+    if isinstance(x, np.generic) and type(x.item()) in (*_plain_types, float):  # a longdouble's item is one again
         return f"{_literal(x.dtype)}({_literal(x.item())})"
     x = x.type if isinstance(x, np.dtype) and x == np.dtype(x.type) else x
     name = _name(x).replace("np.absolute", "np.abs") if callable(x) else ""
@@ -1961,6 +1961,8 @@ class _Trace(_Observer):
         if function is _whole and isinstance(x, _Line):
             x = self.line(_astype, (x, dtype), {}, (x.shape, dtype, False))
             function, args = np.broadcast_to, (x, shape)
+        elif function is _whole:
+            args = dtype.type(x), shape, dtype
         elif function is _astype and x.weak:
             function, args = dtype.type, (x,)
         by_order = any(isinstance(a, (_Line, str)) for a in _leaves((args[1:], options)))
@@ -1989,7 +1991,7 @@ class _Trace(_Observer):
             return self.line(np.subtract, (args[0], args[1].args[0]), {}, like)
         a, b = args[::-1] if function is np.multiply and type(args[0]) in _python else (args[0], args[-1])
         is_neutral = type(b) in _python and b == _neutral.get(function) and math.copysign(1, b) == 1
-        if is_neutral and a.like == like:
+        if is_neutral and getattr(a, "like", None) == like:
             return a
         if function is np.power and type(b) is int and b == 0 and not like[2]:
             return self.new(_whole, (dtype.type(1), shape, dtype), {}, like)
