@@ -168,7 +168,7 @@ class _Row:
     def define(self, vjps, kind=""):
         self.vjps, self.kind = vjps if any(vjps) else (), kind
         self.arity = len(vjps) if all(vjps) else 0
-        self.quick = _binary(self, self.compute, self.compute) if self.arity == 2 else _unary(self, self.compute)
+        self.quick = (_binary if self.arity == 2 else _unary)(self, self.compute, self.compute)
 
     def call(self, compute, args, options):
         """The result of a call: every operation that is not as usual comes here."""
@@ -204,12 +204,12 @@ def _row(function, make=_Row):
     return _table.setdefault(function, make(function)) if function not in _table else _table[function]
 
 
-def _unary(row: _Row, compute: Callable) -> Callable:
-    """The quick way from one operand to a Tensor; all that is not as usual goes by ``row.call``."""
+def _unary(row: _Row, compute: Callable, careful: Callable) -> Callable:
+    """The quick way from one operand to a Tensor; all that is not as usual goes by ``careful`` and ``row.call``."""
 
     def quick(x):
         if _detours or x.__class__ is not Tensor or x._value.__class__ not in _local:
-            return row.call(row.compute, (x,), {})
+            return row.call(careful, (x,), {})
         node, value = x._node, x._value
         out = compute(value)
         if out.__class__ in _plain and (value.__class__ is not _ndarray or value.size < _LARGE):
@@ -223,7 +223,7 @@ def _unary(row: _Row, compute: Callable) -> Callable:
 
 
 def _binary(row: _Row, compute: Callable, careful: Callable) -> Callable:
-    """The same from two operands; ``careful`` computes where ``compute`` cannot."""
+    """The same from two operands."""
 
     def quick(x, y):
         left, a, right, b = None, x, None, y
@@ -483,7 +483,8 @@ class Tensor(_Anything):
     (__add__, __radd__), (__sub__, __rsub__) = _operator(np.add, op.add), _operator(np.subtract, op.sub)
     (__mul__, __rmul__), (__truediv__, __rtruediv__) = _operator(np.multiply, op.mul), _operator(np.divide, op.truediv)
     (__pow__, __rpow__), (__matmul__, __rmatmul__) = _operator(np.power, op.pow), _operator(np.matmul, np.matmul)
-    __neg__, __pos__, __abs__ = map(_method, (np.negative, np.positive, np.absolute))
+    __neg__, __pos__ = _unary(_row(np.negative), op.neg, op.neg), _unary(_row(np.positive), op.pos, op.pos)
+    __abs__ = _unary(_row(np.absolute), abs, abs)
 
     exp, log, tanh, sum, mean, relu = map(_method, (np.exp, np.log, np.tanh, np.sum, np.mean, _relu))
 
@@ -948,7 +949,9 @@ def _clipped(t, min=None, max=None):
 def _by_axis(function):
     """A method that takes lengths or axes also one by one: ``t.reshape(2, -1)`` as ``t.reshape((2, -1))``."""
     call = _method(function)
-    return functools.wraps(call)(lambda t, *to: call(t, to[0] if len(to) == 1 and hasattr(to[0], "__len__") else to or None))
+    return functools.wraps(call)(
+        lambda t, *to: call(t, to[0] if len(to) == 1 and hasattr(to[0], "__len__") else to or None)
+    )
 
 
 _no_writing = "a Tensor cannot be written to: make a new one with np.where, np.concatenate or np.stack"
@@ -1146,13 +1149,12 @@ def _mean(a):
     return a.sum() / a.size if a.__class__ is _ndarray and a.size and a.dtype.char in "fd" else np.mean(a)
 
 
-# The quickest ways to some values. Python's own operators are many times faster on NumPy scalars.
-for function, compute in dict[Any, Any]({np.negative: op.neg, np.positive: op.pos, np.absolute: abs}).items():
-    row = _table[function]
-    row.compute, row.quick = compute, _unary(row, compute)
-for function in np.sum, np.max, np.min:
-    _table[function].quick = _unary(_table[function], op.methodcaller(function.__name__))
-_table[np.mean].quick, _table[op.getitem].compute = _unary(_table[np.mean], _mean), _item
+# The quickest ways to some values. Python's own operators are many times faster on NumPy scalars. (But of a Python
+# float, NumPy's functions make one of NumPy's numbers.)
+for function, compute in dict[Any, Any]({np.negative: op.neg, np.positive: op.pos, np.absolute: abs, np.mean: _mean,
+        **{f: op.methodcaller(f.__name__) for f in (np.sum, np.max, np.min)}}).items():  # fmt: skip
+    _table[function].quick = _unary(_table[function], compute, function)
+_table[op.getitem].compute = _item
 
 # What follows says NumPy's functions in others of the table, with NumPy's names for the parameters.
 
@@ -1220,7 +1222,9 @@ def _norm(x, ord=None, axis=None, keepdims=False):
         return _root(np.sum(x * x, axis, **keep))
     known = {1: isinstance(ord, (int, float, np.number)), 2: ord in (1, -1, math.inf, -math.inf)}.get(len(axes))
     _check(known, f"np.linalg.norm with ord={ord!r} over {len(axes)} axes has no derivative rule", TypeError)
-    size = np.abs(x) if len(axes) == 1 else np.abs(x).sum(axes[int(abs(ord) != 1)], keepdims=True)  # of columns, or of rows
+    size = (
+        np.abs(x) if len(axes) == 1 else np.abs(x).sum(axes[int(abs(ord) != 1)], keepdims=True)
+    )  # of columns, or of rows
     if len(axes) == 2 or abs(ord) == math.inf:
         return (np.max if ord > 0 else np.min)(size, axes, **keep)
     powers = np.where(size == 0, math.inf if ord < 0 else 0, _nonzero(size) ** float(ord))
@@ -2047,6 +2051,8 @@ class _Trace(_Observer):
         function, args, options, show = line.function, line.args, line.options, self.show
         of_python = all(a.weak if isinstance(a, _Line) else type(a) in _python for a in args)
         symbol = _symbols.get(function) if len(args) <= 2 and not options else None
+        if function is np.power and line.dtype.itemsize > 1 and getattr(args[0], "dtype", None) == bool:
+            symbol = None  # as NumPy's ** of an array of booleans and an int has another dtype
         if symbol and (not of_python or (line.weak and symbol in "+-*")):  # else Python's numbers do not do as NumPy's
             return f"({show(args[0])} {symbol} {show(args[1])})" if len(args) == 2 else f"(-{show(args[0])})"
         if function is op.getitem:
