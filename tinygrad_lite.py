@@ -1820,6 +1820,7 @@ _plain_types = int, bool, str, type(None)  # written as their repr
 _neutral: dict[Any, int] = {np.multiply: 1, np.divide: 1, np.power: 1, np.subtract: 0}
 _reshape, _transpose = np.ndarray.reshape, np.ndarray.transpose  # what all that does the same becomes
 _reshapes = {np.reshape, np.ravel, np.squeeze, np.expand_dims, np.atleast_1d, np.atleast_2d, np.atleast_3d}
+_viewing = {None, _reshape, np.broadcast_to, op.getitem, *_reshapes}  # of arrays in some orders in memory at least
 _transposes = {np.transpose, np.swapaxes, np.moveaxis, np.matrix_transpose, np.linalg.matrix_transpose}
 _reductions = {np.sum, np.mean, np.max, np.min, np.prod}
 _methods = {*_reductions, np.any, np.all, np.argmax, np.argmin, np.cumsum, _reshape, _transpose, _astype}
@@ -1934,9 +1935,12 @@ class _Trace(_Observer):
         return self.outside.setdefault(id(x), _Line(None, (x,), {}, _like(_value_of(x))))
 
     def value(self, line, out, given):
-        """A Tensor for a line; notes whether it may be a view of what was given, for some order of its elements."""
-        views = (None, _reshape, np.broadcast_to, op.getitem if line.shape else None)
-        is_view = line.function in views or any(np.may_share_memory(out, _value_of(x)) for x in given)
+        """A Tensor for a line; notes whether it may be a view of what was given, for some order of its elements.
+
+        What is indexed may become a 0-d array later, a Tensor's ``.data`` say, of which an ellipsis makes a view.
+        """
+        is_item = line.function is op.getitem and not line.shape and line.args[0].shape != ()
+        is_view = (line.function in _viewing and not is_item) or any(np.may_share_memory(out, _value_of(x)) for x in given)
         self.taken.setdefault(line, is_view or not np.asarray(out).flags.writeable)
         return _Traced(self, line, out)
 
