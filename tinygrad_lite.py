@@ -125,8 +125,11 @@ def _as_value(data):
     """
     is_array = hasattr(type(data), "__array_function__") and hasattr(type(data), "__array_ufunc__")
     # Only a subclass is asked, because NumPy imports its ma when somebody names it.
-    if isinstance(data, np.ndarray) and type(data) is not np.ndarray and isinstance(data, np.ma.MaskedArray):
-        raise TypeError("a Tensor of a masked array would lose the mask: fill it first, with data.filled(value)")
+    if isinstance(data, np.ndarray) and type(data) is not np.ndarray:
+        what = "a Tensor of a masked array would lose the mask: fill it first, with data.filled(value)"
+        _check(not isinstance(data, np.ma.MaskedArray), what, TypeError)
+        what = "a Tensor of an np.matrix would multiply elementwise: give np.asarray(matrix), and @ for its products"
+        _check(not isinstance(data, np.matrix), what, TypeError)
     value = data if is_array and not isinstance(data, (np.ndarray, Tensor)) else np.asarray(data)
     if value.dtype.kind not in "biuf":
         advice = "take its real part" if value.dtype.kind == "c" else "convert it first, with data.astype(float) say"
@@ -1151,9 +1154,11 @@ def _mean(a):
 
 # The quickest ways to some values. Python's own operators are many times faster on NumPy scalars. (But of a Python
 # float, NumPy's functions make one of NumPy's numbers.)
-for function, compute in dict[Any, Any]({np.negative: op.neg, np.positive: op.pos, np.absolute: abs, np.mean: _mean,
-        **{f: op.methodcaller(f.__name__) for f in (np.sum, np.max, np.min)}}).items():  # fmt: skip
+for function, compute in dict[Any, Any]({np.negative: op.neg, np.positive: op.pos, np.absolute: abs}).items():
     _table[function].quick = _unary(_table[function], compute, function)
+for function in np.sum, np.max, np.min:
+    _table[function].quick = _unary(_table[function], op.methodcaller(function.__name__), function)
+_table[np.mean].quick = _unary(_table[np.mean], _mean, np.mean)
 _table[op.getitem].compute = _item
 
 # What follows says NumPy's functions in others of the table, with NumPy's names for the parameters.
@@ -1816,6 +1821,7 @@ _refusals = {key: f"jit() cannot follow {cause}, as every call brings new values
     ("an index", "a Tensor as an axis, a length or in range(), or a result whose shape depends on values",
      "give a Python int, which tracing fixes, or write np.where(mask, x, 0)")]}
 # fmt: on
+_made_and_shown = {"__new__", "__array_finalize__", "__array_wrap__", "__repr__", "__str__", "__reduce__", "__doc__"}
 _plain_types = int, bool, str, type(None)  # written as their repr
 _neutral: dict[Any, int] = {np.multiply: 1, np.divide: 1, np.power: 1, np.subtract: 0}
 _reshape, _transpose = np.ndarray.reshape, np.ndarray.transpose  # what all that does the same becomes
@@ -1940,7 +1946,8 @@ class _Trace(_Observer):
         What is indexed may become a 0-d array later, a Tensor's ``.data`` say, of which an ellipsis makes a view.
         """
         is_item = line.function is op.getitem and not line.shape and line.args[0].shape != ()
-        is_view = (line.function in _viewing and not is_item) or any(np.may_share_memory(out, _value_of(x)) for x in given)
+        shares = any(np.may_share_memory(out, _value_of(x)) for x in given)
+        is_view = shares or (line.function in _viewing and not is_item)
         self.taken.setdefault(line, is_view or not np.asarray(out).flags.writeable)
         return _Traced(self, line, out)
 
@@ -2055,7 +2062,7 @@ class _Trace(_Observer):
         function, args, options, show = line.function, line.args, line.options, self.show
         of_python = all(a.weak if isinstance(a, _Line) else type(a) in _python for a in args)
         symbol = _symbols.get(function) if len(args) <= 2 and not options else None
-        if function is np.power and line.dtype.itemsize > 1 and getattr(args[0], "dtype", None) == bool:
+        if function is np.power and line.dtype.itemsize > 1 and getattr(args[0], "dtype", None) == np.bool:
             symbol = None  # as NumPy's ** of an array of booleans and an int has another dtype
         if symbol and (not of_python or (line.weak and symbol in "+-*")):  # else Python's numbers do not do as NumPy's
             return f"({show(args[0])} {symbol} {show(args[1])})" if len(args) == 2 else f"(-{show(args[0])})"
@@ -2105,9 +2112,21 @@ class _Trace(_Observer):
         return statements
 
 
+def _means_the_same(kind):
+    """Whether arrays of a kind are NumPy's: a subclass may be made and shown otherwise, but has no operators anew."""
+    bases = kind.__mro__[: kind.__mro__.index(np.ndarray)] if issubclass(kind, np.ndarray) else ()
+    new = {name for base in bases if base is not np.memmap for name in vars(base)} & vars(np.ndarray).keys()
+    return issubclass(kind, (np.ndarray, np.generic, Tensor)) and new <= _made_and_shown
+
+
 def _argument(x):
     """An argument as generated functions take it: arrays as NumPy's, numbers as scalars, other things as they are."""
-    return _as_value(_value_of(x))[()] if hasattr(type(x), "__array__") else x
+    if not hasattr(type(x), "__array__"):
+        return x
+    value, way = _as_value(_value_of(x))[()], ".to_numpy()" if hasattr(x, "to_numpy") else "np.asarray() of it"
+    what = f"jit() takes NumPy's arrays, and functions may do something else with a {type(x).__name__}: give it {way}"
+    _check(_means_the_same(type(x)) or _is_foreign(x), what, TypeError)
+    return value
 
 
 def _signature(x):
@@ -2179,7 +2198,7 @@ def _generate(f, args, options):
     scope = {"np": np, "_array": np.ndarray, "_signature": _signature, "_filled": _filled}
 
     def bind(x):
-        scope[name := f"_{len(scope)}"] = x
+        scope[name := f"_{len(scope)}"] = _as_value(x) if hasattr(type(x), "to_numpy") else x
         return f"{name}._value" if isinstance(x, Tensor) else name
 
     inside = [*[f"{text} = {bind(*line.args)}" for text, line in known.items() if line.args], *statements]
@@ -2238,9 +2257,10 @@ def jit(f: Callable) -> Any:
 
     Raises
     ------
-    TypeError : for what depends on values and would be fixed: ``if`` of a Tensor, ``float``, ``.item()``, ``.data``,
-        ``np.asarray``, a mask as an index, ``backward()``. It says what to write instead. And for arguments without a
-        hash.
+    TypeError : for objects of pandas and the like, to which functions may mean something else than to NumPy's arrays:
+        give ``.to_numpy()``. For what depends on values and would be fixed: ``if`` of a Tensor, ``float``, ``.item()``,
+        ``.data``, ``np.asarray``, a mask as an index, ``backward()``. It says what to write instead. And for
+        arguments without a hash.
 
     >>> square = jit(grad(lambda x: (x**3).sum()))
     >>> square(np.array([1.0, 2.0]))
