@@ -3589,6 +3589,55 @@ def test_an_array_that_a_number_from_outside_becomes_is_not_handed_out():
         assert number.item() == 3
 
 
+class Attributes(dict):
+    __getattr__ = dict.__getitem__
+
+
+class Itself(dict):
+    def __init__(self, **items: Any):
+        super().__init__(**items)
+        self.__dict__ = self
+
+
+class Sized(dict):
+    def __init__(self, n: int):
+        super().__init__(w=np.arange(float(n)))
+
+    w = property(lambda self: self["w"])
+
+
+class Layers(list):
+    def __init__(self, n: int, m: int):
+        super().__init__([np.arange(float(n))] * m)
+
+    w = property(lambda self: self[0])
+
+
+class Doubled(collections.namedtuple("Doubled", "w b")):
+    def __new__(cls, w: Any) -> Any:
+        return super().__new__(cls, w, w * 2)
+
+
+def test_structures_of_the_users_own_type_stay_of_that_type_in_the_function_and_in_gradients():
+    w = np.arange(2.0)
+    for params in (Attributes(w=w), Itself(w=w), Sized(2), Layers(2, 1), Doubled(w)):
+        kind = type(params)
+
+        def loss(p: Any, kind: Any = kind) -> Any:
+            assert type(p) is kind
+            return np.sum(p.w**3)
+
+        for f in (grad(loss), jit(grad(loss)), jit(lambda p, loss=loss: grad(lambda q: np.sum(loss(q) * 2))(p))):
+            for _ in range(2):
+                found = f(params)
+                assert type(found) is type(params)
+                np.testing.assert_array_equal(found.w, 3 * w**2 * (1 if f is not None and found.w[1] == 3 else 2))
+        hess = hessian(loss)(params)
+        assert type(hess) is type(params)
+        np.testing.assert_array_equal(hess.w.w, np.diag(6 * w))
+        np.testing.assert_array_equal(params.w, w)
+
+
 def test_numpys_integers_and_ranges_do_under_jit_and_with_gradients_what_pythons_do():
     x = np.arange(1.0, 7).reshape(2, 3)
     cases: list[Any] = [

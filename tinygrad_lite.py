@@ -793,10 +793,24 @@ def _map(function, tree):
     """The function of every leaf of nested tuples, lists and dicts, in the same structure."""
     if not isinstance(tree, (tuple, list, dict)):
         return function(tree)
-    if isinstance(tree, dict):
-        return tree | {key: _map(function, item) for key, item in tree.items()}  # an OrderedDict and the like stays one
-    items = [_map(function, item) for item in tree]
-    return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
+    pairs = [(key, _map(function, x)) for key, x in (tree.items() if isinstance(tree, dict) else enumerate(tree))]
+    items = dict(pairs) if isinstance(tree, dict) else [x for _, x in pairs]
+    return items if type(tree) in (dict, list) else tuple(items) if type(tree) is tuple else _of_type(tree, items)
+
+
+def _of_type(tree, items):
+    """A structure of the user's own type with other items, made without the type's own code, and without attributes."""
+    kind = type(tree)
+    if isinstance(tree, tuple):
+        return getattr(kind, "_make", kind)(items)
+    if isinstance(tree, dict) and op.attrgetter("__or__")(kind) is not dict.__or__:
+        return tree | items  # an OrderedDict and the like stays one
+    base: Any = dict if isinstance(tree, dict) else list
+    new = base.__new__(kind)
+    (dict.update if base is dict else list.extend)(new, items)
+    if kind.__dictoffset__ and vars(tree) is tree:  # items that are attributes, too
+        new.__dict__ = new
+    return new
 
 
 def _filled(tree, leaves):
