@@ -3491,7 +3491,9 @@ def test_jit_works_without_arguments_on_methods_and_on_functions_in_c():
 def test_arrays_of_other_libraries_and_pandas_under_jit():
     f = jit(lambda x, y: (x * y).sum(axis=0))
     frame = pd.DataFrame({"a": [1.0, 2.0], "b": [3.0, 4.0]})
-    assert_alike(f(frame, Tensor(frame) + 1), (frame * (frame + 1)).to_numpy().sum(axis=0))
+    with pytest.raises(TypeError, match=r"a DataFrame: give it \.to_numpy\(\)"):
+        f(frame, 1.0)
+    assert_alike(f(Tensor(frame), Tensor(frame) + 1), (frame * (frame + 1)).to_numpy().sum(axis=0))
     assert f.cache_info()[:2] == (0, 1)
     lazy = f(da.ones((4, 2), chunks=2), 2.0)
     assert isinstance(lazy, da.Array)
@@ -3500,6 +3502,187 @@ def test_arrays_of_other_libraries_and_pandas_under_jit():
     with pytest.raises(TypeError, match="generates code for NumPy's arrays"):
         jit(lambda x: x * w)(np.ones(3))
     assert_alike(f(np.ones(2).view(type("Mine", (np.ndarray,), {})), 3.0), np.asarray(6.0))
+
+
+class Inverted(np.ndarray):
+    def __add__(self, other: Any) -> Any:
+        return self - other
+
+
+@pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
+def test_what_means_something_else_than_an_array_is_refused_by_jit_and_beside_tensors_for_matrices():
+    series, square = pd.Series([1.0, 2.0, 4.0], index=list("abc")), np.ones((2, 2))
+    matrix, x = np.asmatrix(square), Tensor(square)
+    for thing, way in (
+        (series, r"\.to_numpy\(\)"),
+        (series.to_frame(), r"\.to_numpy\(\)"),
+        (pd.Index([1.0, 2.0]), r"\.to_numpy\(\)"),
+        (pd.array([1.0, 2.0]), r"\.to_numpy\(\)"),
+        (square.view(Inverted), r"np\.asarray\(\)"),
+        (matrix, r"np\.asarray\(matrix\)"),
+        (np.ma.array([1.0, 2.0]), r"data\.filled"),
+    ):
+        for arguments in ((thing,), ([{"a": (thing,)}],)):
+            with pytest.raises(TypeError, match=way) as caught:
+                jit(lambda d: d)(*arguments)
+            assert "\n" not in str(caught.value)
+    for f in (lambda: x * matrix, lambda: matrix * x, lambda: x @ matrix, lambda: np.concatenate([x, matrix]),
+              lambda: grad(lambda m: np.sum(m * m))(matrix), lambda: jit(lambda x: x * matrix)(square)):  # fmt: skip
+        with pytest.raises(TypeError, match=r"np\.matrix would multiply elementwise: give np\.asarray"):
+            f()
+    assert_alike(jit(lambda x: x * 2)(Tensor(series)), series.to_numpy() * 2)
+    assert_alike(jit(lambda x: x * series)(np.ones(3)), series.to_numpy())  # as beside any Tensor
+    assert_alike(jit(lambda x: x * 2)(square.view(type("Mine", (np.ndarray,), {"unit": "m"}))), square * 2)
+
+
+VIEWS: dict[str, Any] = {
+    **{f"ravel {o}": lambda x, o=o: np.ravel(x, o) for o in "CFAK"},
+    **{f"method ravel {o}": lambda x, o=o: x.ravel(order=o) for o in "CFAK"},
+    **{f"reshape {o}": lambda x, o=o: np.reshape(x, (8, 2), order=o) for o in "CFA"},
+    **{f"reshape of a transpose {o}": lambda x, o=o: np.reshape(np.copy(x.T), -1, o) for o in "CFA"},
+    **{f"{n} of several": lambda x, n=n: getattr(np, n)(x[0], x) for n in ("atleast_1d", "atleast_2d", "atleast_3d")},
+    **{n: lambda x, n=n: getattr(np, n)(x, 2) for n in ("split", "array_split", "hsplit", "vsplit")},
+    **{n: getattr(np, n) for n in ("transpose", "flip", "fliplr", "flipud", "diagonal", "diag", "squeeze")},
+    "atleast_3d": np.atleast_3d,
+    "rot90": lambda x: np.rot90(x, 0), "swapaxes": lambda x: np.swapaxes(x, 0, 1), "diff": lambda x: np.diff(x, 0),
+    "moveaxis": lambda x: np.moveaxis(x, 0, 1), "expand_dims": lambda x: np.expand_dims(x, 0),
+    "broadcast_to": lambda x: np.broadcast_to(x, (2, 4, 4)), "einsum": lambda x: np.einsum("ij->ji", x),
+    "index": lambda x: (x[0], x[..., 1:], x[:, None]), "iteration": lambda x: [*x], "identity": lambda x: (x, {"a": x}),
+    "copy": np.copy, "astype": lambda x: x.astype(float), "neutral": lambda x: (x * 1, +x, x - 0, x**1),
+    "of what is computed": lambda x: (lambda y: (y, y.T, np.ravel(y, "K"), y))(x + 1),
+    "gradient": grad(lambda x: np.sum(np.ravel(x))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("f", [*VIEWS.values()], ids=[*VIEWS])
+def test_results_of_jit_share_no_memory_with_arguments_of_any_layout_or_tensors_from_outside(f):
+    x = np.arange(16.0).reshape(4, 4)
+    fixed = x.copy()
+    fixed.flags.writeable = False
+    layouts = [x, x.copy(order="F"), np.zeros((8, 8))[::2, 1::2] + 0, np.arange(64.0).reshape(8, 8)[::2, ::2], x[::-1]]
+    layouts += [fixed, np.broadcast_to(x[0], (4, 4))]
+    for first in layouts:
+        compiled, outside = jit(f), Tensor(first)
+        compiled(first)
+        captured = jit(lambda z, outside=outside: f(outside))
+        captured(0.0)
+        for later in layouts:
+            outside.data = later
+            before = later.copy()
+            calls = [compiled(later), compiled.lower(first)(later), captured(0.0), captured.lower(0.0)(0.0)]
+            for out in calls:
+                for i, array in enumerate(arrays := tree_leaves(out)):
+                    assert not np.may_share_memory(array, later)
+                    assert not any(np.shares_memory(array, other) for other in arrays[:i])
+                    array += 100
+            np.testing.assert_array_equal(later, before)
+
+
+def test_an_array_that_a_number_from_outside_becomes_is_not_handed_out():
+    for f in (lambda s: s[...], lambda s: s.reshape(()), lambda s: s, lambda s: +s, lambda s: s.T):
+        number = Tensor(np.float64(3))
+        compiled = jit(lambda z, f=f, number=number: f(number))
+        compiled(1.0)
+        assert number.data.shape == ()
+        out = compiled(1.0)
+        out += 100
+        assert number.item() == 3
+
+
+class Attributes(dict):
+    __getattr__ = dict.__getitem__
+
+
+class Itself(dict):
+    def __init__(self, **items: Any):
+        super().__init__(**items)
+        self.__dict__ = self
+
+
+class Sized(dict):
+    def __init__(self, n: int):
+        super().__init__(w=np.arange(float(n)))
+
+    w = property(lambda self: self["w"])
+
+
+class Layers(list):
+    def __init__(self, n: int, m: int):
+        super().__init__([np.arange(float(n))] * m)
+
+    w = property(lambda self: self[0])
+
+
+class Doubled(collections.namedtuple("Doubled", "w b")):
+    def __new__(cls, w: Any) -> Any:
+        return super().__new__(cls, w, w * 2)
+
+
+def test_structures_of_the_users_own_type_stay_of_that_type_in_the_function_and_in_gradients():
+    w = np.arange(2.0)
+    for params in (Attributes(w=w), Itself(w=w), Sized(2), Layers(2, 1), Doubled(w)):
+        kind = type(params)
+
+        def loss(p: Any, kind: Any = kind) -> Any:
+            assert type(p) is kind
+            return np.sum(p.w**3)
+
+        for f in (grad(loss), jit(grad(loss)), jit(lambda p, loss=loss: grad(lambda q: np.sum(loss(q) * 2))(p))):
+            for _ in range(2):
+                found = f(params)
+                assert type(found) is type(params)
+                np.testing.assert_array_equal(found.w, 3 * w**2 * (1 if f is not None and found.w[1] == 3 else 2))
+        hess = hessian(loss)(params)
+        assert type(hess) is type(params)
+        np.testing.assert_array_equal(hess.w.w, np.diag(6 * w))
+        np.testing.assert_array_equal(params.w, w)
+
+
+def test_numpys_integers_and_ranges_do_under_jit_and_with_gradients_what_pythons_do():
+    x = np.arange(1.0, 7).reshape(2, 3)
+    cases: list[Any] = [
+        lambda x, i: np.max(x, axis=i(0)), lambda x, i: x.mean(i(1)), lambda x, i: np.sum(x, axis=(i(0), i(1))),
+        lambda x, i: np.reshape(x, (i(3), i(2))), lambda x, i: x.reshape(i(3), -1), lambda x, i: x[i(0) : i(1), i(1)],
+        lambda x, i: np.broadcast_to(x, (i(2), 2, 3)), lambda x, i: np.concatenate([x, x], i(1)),
+        lambda x, i: x[range(2)], lambda x, i: np.dot(x, range(3)), lambda x, i: np.roll(x, i(1), i(1)),
+        lambda x, i: np.linalg.norm(x, i(1)), lambda x, i: np.linalg.norm(x, -i(1), (i(0), i(1))),
+        lambda x, i: x ** i(2),
+        lambda x, i: np.linalg.norm(x, np.float64(np.inf) if i is not int else np.inf),
+        lambda x, i: x + range(3), lambda x, i: np.multiply(range(3), x), lambda x, i: x @ range(3),
+        lambda x, i: np.full_like(x, i(3), shape=(i(2),)) * x[:, 0], lambda x, i: np.full_like(x, [1.0, 2.0, 3.0]) * x,
+        lambda x, i: np.full_like(x, i(3)) * np.full_like(x, 1.5), lambda x, i: x[:, tuple(range(2))],
+    ]  # fmt: skip
+    for f in cases:
+
+        def square(x: Any, i: Any, f: Any = f) -> Any:
+            return np.sum(f(x, i) ** 2)
+
+        expected = np.asarray(f(x, int))
+        for i in (int, np.int64, np.intp, np.int8, np.longlong):
+            assert_alike(np.asarray(jit(lambda x, i=i, f=f: f(x, i))(x)), expected)
+            slope = numerical(lambda x, i=i: square(x, int), x)
+            for g in (grad(square), jit(lambda x, i=i, square=square: grad(lambda x: square(x, i))(x))):
+                found = g(x, i) if g.__name__ == "square" else g(x)
+                np.testing.assert_allclose(found, slope, rtol=1e-6, atol=1e-6)
+    assert_alike(jit(lambda x: x * np.longdouble(2))(x), x * np.longdouble(2))
+
+
+def numerical(f: Any, x: Any) -> Any:
+    ones = np.eye(x.size).reshape(x.size, *x.shape) * 1e-6
+    return np.reshape([(f(x + e) - f(x - e)) / 2e-6 for e in ones], x.shape)
+
+
+def test_numpys_functions_of_python_floats_have_numpys_dtype_and_operators_leave_them_weak():
+    for f in (np.absolute, np.negative, np.positive, abs, operator.neg, operator.pos):
+        for x in (np.float16(0.1), np.float32(0.1), np.array([0.1], np.float32)):
+            g = lambda p, f=f, x=x: np.sum(f(p) * x)  # noqa: E731
+            expected = np.asarray(g(-1.1))
+            for found in (value_and_grad(g)(-1.1)[0], jit(g)(-1.1), jit(value_and_grad(g))(-1.1)[0]):
+                assert_alike(found, expected, rtol=1e-3)
+    truths = np.array([True, False])
+    for f in (lambda a: np.power(a, 2), lambda a: a**2, lambda a: np.power(a, a), lambda a: np.power(a, True)):
+        for a in (truths, np.True_):
+            assert_alike(jit(f)(a), np.asarray(f(a)))
 
 
 def test_deep_functions_under_jit():

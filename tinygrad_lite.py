@@ -125,8 +125,11 @@ def _as_value(data):
     """
     is_array = hasattr(type(data), "__array_function__") and hasattr(type(data), "__array_ufunc__")
     # Only a subclass is asked, because NumPy imports its ma when somebody names it.
-    if isinstance(data, np.ndarray) and type(data) is not np.ndarray and isinstance(data, np.ma.MaskedArray):
-        raise TypeError("a Tensor of a masked array would lose the mask: fill it first, with data.filled(value)")
+    if isinstance(data, np.ndarray) and type(data) is not np.ndarray:
+        what = "a Tensor of a masked array would lose the mask: fill it first, with data.filled(value)"
+        _check(not isinstance(data, np.ma.MaskedArray), what, TypeError)
+        what = "a Tensor of an np.matrix would multiply elementwise: give np.asarray(matrix), and @ for its products"
+        _check(not isinstance(data, np.matrix), what, TypeError)
     value = data if is_array and not isinstance(data, (np.ndarray, Tensor)) else np.asarray(data)
     if value.dtype.kind not in "biuf":
         advice = "take its real part" if value.dtype.kind == "c" else "convert it first, with data.astype(float) say"
@@ -150,7 +153,7 @@ def _wrap(value, node):
     return tensor
 
 
-_operands = int, float, complex, list, tuple  # of arithmetic, beside Tensors and arrays
+_operands = int, float, complex, list, tuple, range  # of arithmetic, beside Tensors and arrays
 
 
 class _Row:
@@ -168,7 +171,7 @@ class _Row:
     def define(self, vjps, kind=""):
         self.vjps, self.kind = vjps if any(vjps) else (), kind
         self.arity = len(vjps) if all(vjps) else 0
-        self.quick = _binary(self, self.compute, self.compute) if self.arity == 2 else _unary(self, self.compute)
+        self.quick = (_binary if self.arity == 2 else _unary)(self, self.compute, self.compute)
 
     def call(self, compute, args, options):
         """The result of a call: every operation that is not as usual comes here."""
@@ -204,12 +207,12 @@ def _row(function, make=_Row):
     return _table.setdefault(function, make(function)) if function not in _table else _table[function]
 
 
-def _unary(row: _Row, compute: Callable) -> Callable:
-    """The quick way from one operand to a Tensor; all that is not as usual goes by ``row.call``."""
+def _unary(row: _Row, compute: Callable, careful: Callable) -> Callable:
+    """The quick way from one operand to a Tensor; all that is not as usual goes by ``careful`` and ``row.call``."""
 
     def quick(x):
         if _detours or x.__class__ is not Tensor or x._value.__class__ not in _local:
-            return row.call(row.compute, (x,), {})
+            return row.call(careful, (x,), {})
         node, value = x._node, x._value
         out = compute(value)
         if out.__class__ in _plain and (value.__class__ is not _ndarray or value.size < _LARGE):
@@ -223,7 +226,7 @@ def _unary(row: _Row, compute: Callable) -> Callable:
 
 
 def _binary(row: _Row, compute: Callable, careful: Callable) -> Callable:
-    """The same from two operands; ``careful`` computes where ``compute`` cannot."""
+    """The same from two operands."""
 
     def quick(x, y):
         left, a, right, b = None, x, None, y
@@ -483,7 +486,8 @@ class Tensor(_Anything):
     (__add__, __radd__), (__sub__, __rsub__) = _operator(np.add, op.add), _operator(np.subtract, op.sub)
     (__mul__, __rmul__), (__truediv__, __rtruediv__) = _operator(np.multiply, op.mul), _operator(np.divide, op.truediv)
     (__pow__, __rpow__), (__matmul__, __rmatmul__) = _operator(np.power, op.pow), _operator(np.matmul, np.matmul)
-    __neg__, __pos__, __abs__ = map(_method, (np.negative, np.positive, np.absolute))
+    __neg__, __pos__ = _unary(_row(np.negative), op.neg, op.neg), _unary(_row(np.positive), op.pos, op.pos)
+    __abs__ = _unary(_row(np.absolute), abs, abs)
 
     exp, log, tanh, sum, mean, relu = map(_method, (np.exp, np.log, np.tanh, np.sum, np.mean, _relu))
 
@@ -789,10 +793,24 @@ def _map(function, tree):
     """The function of every leaf of nested tuples, lists and dicts, in the same structure."""
     if not isinstance(tree, (tuple, list, dict)):
         return function(tree)
-    if isinstance(tree, dict):
-        return tree | {key: _map(function, item) for key, item in tree.items()}  # an OrderedDict and the like stays one
-    items = [_map(function, item) for item in tree]
-    return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
+    pairs = [(key, _map(function, x)) for key, x in (tree.items() if isinstance(tree, dict) else enumerate(tree))]
+    items = dict(pairs) if isinstance(tree, dict) else [x for _, x in pairs]
+    return items if type(tree) in (dict, list) else tuple(items) if type(tree) is tuple else _of_type(tree, items)
+
+
+def _of_type(tree, items):
+    """A structure of the user's own type with other items, made without the type's own code, and without attributes."""
+    kind = type(tree)
+    if isinstance(tree, tuple):
+        return getattr(kind, "_make", kind)(items)
+    if isinstance(tree, dict) and op.attrgetter("__or__")(kind) is not dict.__or__:
+        return tree | items  # an OrderedDict and the like stays one
+    base: Any = dict if isinstance(tree, dict) else list
+    new = base.__new__(kind)
+    (dict.update if base is dict else list.extend)(new, items)
+    if kind.__dictoffset__ and vars(tree) is tree:  # items that are attributes, too
+        new.__dict__ = new
+    return new
 
 
 def _filled(tree, leaves):
@@ -948,7 +966,9 @@ def _clipped(t, min=None, max=None):
 def _by_axis(function):
     """A method that takes lengths or axes also one by one: ``t.reshape(2, -1)`` as ``t.reshape((2, -1))``."""
     call = _method(function)
-    return functools.wraps(call)(lambda t, *to: call(t, to[0] if to and hasattr(to[0], "__len__") else to or None))
+    return functools.wraps(call)(
+        lambda t, *to: call(t, to[0] if len(to) == 1 and hasattr(to[0], "__len__") else to or None)
+    )
 
 
 _no_writing = "a Tensor cannot be written to: make a new one with np.where, np.concatenate or np.stack"
@@ -1146,13 +1166,14 @@ def _mean(a):
     return a.sum() / a.size if a.__class__ is _ndarray and a.size and a.dtype.char in "fd" else np.mean(a)
 
 
-# The quickest ways to some values. Python's own operators are many times faster on NumPy scalars.
+# The quickest ways to some values. Python's own operators are many times faster on NumPy scalars. (But of a Python
+# float, NumPy's functions make one of NumPy's numbers.)
 for function, compute in dict[Any, Any]({np.negative: op.neg, np.positive: op.pos, np.absolute: abs}).items():
-    row = _table[function]
-    row.compute, row.quick = compute, _unary(row, compute)
+    _table[function].quick = _unary(_table[function], compute, function)
 for function in np.sum, np.max, np.min:
-    _table[function].quick = _unary(_table[function], op.methodcaller(function.__name__))
-_table[np.mean].quick, _table[op.getitem].compute = _unary(_table[np.mean], _mean), _item
+    _table[function].quick = _unary(_table[function], op.methodcaller(function.__name__), function)
+_table[np.mean].quick = _unary(_table[np.mean], _mean, np.mean)
+_table[op.getitem].compute = _item
 
 # What follows says NumPy's functions in others of the table, with NumPy's names for the parameters.
 
@@ -1220,7 +1241,9 @@ def _norm(x, ord=None, axis=None, keepdims=False):
         return _root(np.sum(x * x, axis, **keep))
     known = {1: isinstance(ord, (int, float, np.number)), 2: ord in (1, -1, math.inf, -math.inf)}.get(len(axes))
     _check(known, f"np.linalg.norm with ord={ord!r} over {len(axes)} axes has no derivative rule", TypeError)
-    size = np.abs(x) if len(axes) == 1 else np.abs(x).sum(axes[abs(ord) != 1], keepdims=True)  # of columns, or of rows
+    size = (
+        np.abs(x) if len(axes) == 1 else np.abs(x).sum(axes[int(abs(ord) != 1)], keepdims=True)
+    )  # of columns, or of rows
     if len(axes) == 2 or abs(ord) == math.inf:
         return (np.max if ord > 0 else np.min)(size, axes, **keep)
     powers = np.where(size == 0, math.inf if ord < 0 else 0, _nonzero(size) ** float(ord))
@@ -1319,7 +1342,7 @@ for names, expression in {
     "rad2deg degrees": lambda x: x * (180 / math.pi), "vdot": lambda a, b: np.ravel(a) @ np.ravel(b),
     "square": lambda x: x * x, "reciprocal": lambda x: 1 / x, "ndim shape size": None, "concatenate": _concatenate,
     "diff": _diff, "full_like": lambda a, fill_value, dtype=None, *, shape=None: (
-        _whole(fill_value, np.zeros_like(a, dtype, shape=shape))),
+        _whole(_as_tensor(fill_value) if np.ndim(fill_value) else fill_value, np.zeros_like(a, dtype, shape=shape))),
     **{name: functools.partial(_move, getattr(np, name)) for name in (
         "array_split", "diag", "diagonal", "dsplit", "fliplr", "flipud", "hsplit", "repeat", "rot90", "split",
         "take_along_axis", "tile", "tril", "triu", "vsplit")},
@@ -1812,10 +1835,12 @@ _refusals = {key: f"jit() cannot follow {cause}, as every call brings new values
     ("an index", "a Tensor as an axis, a length or in range(), or a result whose shape depends on values",
      "give a Python int, which tracing fixes, or write np.where(mask, x, 0)")]}
 # fmt: on
+_made_and_shown = {"__new__", "__array_finalize__", "__array_wrap__", "__repr__", "__str__", "__reduce__", "__doc__"}
 _plain_types = int, bool, str, type(None)  # written as their repr
 _neutral: dict[Any, int] = {np.multiply: 1, np.divide: 1, np.power: 1, np.subtract: 0}
 _reshape, _transpose = np.ndarray.reshape, np.ndarray.transpose  # what all that does the same becomes
 _reshapes = {np.reshape, np.ravel, np.squeeze, np.expand_dims, np.atleast_1d, np.atleast_2d, np.atleast_3d}
+_viewing = {None, _reshape, np.broadcast_to, op.getitem, *_reshapes}  # of arrays in some orders in memory at least
 _transposes = {np.transpose, np.swapaxes, np.moveaxis, np.matrix_transpose, np.linalg.matrix_transpose}
 _reductions = {np.sum, np.mean, np.max, np.min, np.prod}
 _methods = {*_reductions, np.any, np.all, np.argmax, np.argmin, np.cumsum, _reshape, _transpose, _astype}
@@ -1831,7 +1856,7 @@ def _literal(x):
         return f"({x!r})" if type(x) is int and x < 0 else repr(x)
     if type(x) is float:
         return f"({x!r})".replace("nan", "np.nan").replace("inf", "np.inf")
-    if isinstance(x, np.generic):
+    if isinstance(x, np.generic) and type(x.item()) in (*_plain_types, float):  # a longdouble's item is one again
         return f"{_literal(x.dtype)}({_literal(x.item())})"
     x = x.type if isinstance(x, np.dtype) and x == np.dtype(x.type) else x
     name = _name(x).replace("np.absolute", "np.abs") if callable(x) else ""
@@ -1930,9 +1955,13 @@ class _Trace(_Observer):
         return self.outside.setdefault(id(x), _Line(None, (x,), {}, _like(_value_of(x))))
 
     def value(self, line, out, given):
-        """A Tensor for a line; notes whether it may be a view of what was given, for some order of its elements."""
-        views = (None, _reshape, np.broadcast_to, op.getitem if line.shape else None)
-        is_view = line.function in views or any(np.may_share_memory(out, _value_of(x)) for x in given)
+        """A Tensor for a line; notes whether it may be a view of what was given, for some order of its elements.
+
+        What is indexed may become a 0-d array later, a Tensor's ``.data`` say, of which an ellipsis makes a view.
+        """
+        is_item = line.function is op.getitem and not line.shape and line.args[0].shape != ()
+        shares = any(np.may_share_memory(out, _value_of(x)) for x in given)
+        is_view = shares or (line.function in _viewing and not is_item)
         self.taken.setdefault(line, is_view or not np.asarray(out).flags.writeable)
         return _Traced(self, line, out)
 
@@ -1961,6 +1990,8 @@ class _Trace(_Observer):
         if function is _whole and isinstance(x, _Line):
             x = self.line(_astype, (x, dtype), {}, (x.shape, dtype, False))
             function, args = np.broadcast_to, (x, shape)
+        elif function is _whole:
+            args = dtype.type(x), shape, dtype
         elif function is _astype and x.weak:
             function, args = dtype.type, (x,)
         by_order = any(isinstance(a, (_Line, str)) for a in _leaves((args[1:], options)))
@@ -1989,7 +2020,7 @@ class _Trace(_Observer):
             return self.line(np.subtract, (args[0], args[1].args[0]), {}, like)
         a, b = args[::-1] if function is np.multiply and type(args[0]) in _python else (args[0], args[-1])
         is_neutral = type(b) in _python and b == _neutral.get(function) and math.copysign(1, b) == 1
-        if is_neutral and a.like == like:
+        if is_neutral and getattr(a, "like", None) == like:
             return a
         if function is np.power and type(b) is int and b == 0 and not like[2]:
             return self.new(_whole, (dtype.type(1), shape, dtype), {}, like)
@@ -2045,6 +2076,8 @@ class _Trace(_Observer):
         function, args, options, show = line.function, line.args, line.options, self.show
         of_python = all(a.weak if isinstance(a, _Line) else type(a) in _python for a in args)
         symbol = _symbols.get(function) if len(args) <= 2 and not options else None
+        if function is np.power and line.dtype.itemsize > 1 and getattr(args[0], "dtype", None) == np.bool:
+            symbol = None  # as NumPy's ** of an array of booleans and an int has another dtype
         if symbol and (not of_python or (line.weak and symbol in "+-*")):  # else Python's numbers do not do as NumPy's
             return f"({show(args[0])} {symbol} {show(args[1])})" if len(args) == 2 else f"(-{show(args[0])})"
         if function is op.getitem:
@@ -2093,9 +2126,21 @@ class _Trace(_Observer):
         return statements
 
 
+def _means_the_same(kind):
+    """Whether arrays of a kind are NumPy's: a subclass may be made and shown otherwise, but has no operators anew."""
+    bases = kind.__mro__[: kind.__mro__.index(np.ndarray)] if issubclass(kind, np.ndarray) else ()
+    new = {name for base in bases if base is not np.memmap for name in vars(base)} & vars(np.ndarray).keys()
+    return issubclass(kind, (np.ndarray, np.generic, Tensor)) and new <= _made_and_shown
+
+
 def _argument(x):
     """An argument as generated functions take it: arrays as NumPy's, numbers as scalars, other things as they are."""
-    return _as_value(_value_of(x))[()] if hasattr(type(x), "__array__") else x
+    if not hasattr(type(x), "__array__"):
+        return x
+    value, way = _as_value(_value_of(x))[()], ".to_numpy()" if hasattr(x, "to_numpy") else "np.asarray() of it"
+    what = f"jit() takes NumPy's arrays, and functions may do something else with a {type(x).__name__}: give it {way}"
+    _check(_means_the_same(type(x)) or _is_foreign(x), what, TypeError)
+    return value
 
 
 def _signature(x):
@@ -2167,7 +2212,7 @@ def _generate(f, args, options):
     scope = {"np": np, "_array": np.ndarray, "_signature": _signature, "_filled": _filled}
 
     def bind(x):
-        scope[name := f"_{len(scope)}"] = x
+        scope[name := f"_{len(scope)}"] = _as_value(x) if hasattr(type(x), "to_numpy") else x
         return f"{name}._value" if isinstance(x, Tensor) else name
 
     inside = [*[f"{text} = {bind(*line.args)}" for text, line in known.items() if line.args], *statements]
@@ -2226,9 +2271,10 @@ def jit(f: Callable) -> Any:
 
     Raises
     ------
-    TypeError : for what depends on values and would be fixed: ``if`` of a Tensor, ``float``, ``.item()``, ``.data``,
-        ``np.asarray``, a mask as an index, ``backward()``. It says what to write instead. And for arguments without a
-        hash.
+    TypeError : for objects of pandas and the like, to which functions may mean something else than to NumPy's arrays:
+        give ``.to_numpy()``. For what depends on values and would be fixed: ``if`` of a Tensor, ``float``, ``.item()``,
+        ``.data``, ``np.asarray``, a mask as an index, ``backward()``. It says what to write instead. And for
+        arguments without a hash.
 
     >>> square = jit(grad(lambda x: (x**3).sum()))
     >>> square(np.array([1.0, 2.0]))
