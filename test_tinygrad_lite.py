@@ -576,7 +576,7 @@ OF_SECOND = {
     "positive": lambda x: 1.0 * x,
 }
 FUNCTIONS = sorted(get_overridable_numpy_array_functions() | get_overridable_numpy_ufuncs(), key=str)
-ROWS = dict(tinygrad_lite._table)  # as they are before any test adds some
+ROWS = dict(tinygrad_lite._table) | dict(tinygrad_lite._own_rows)  # as they are before any test adds some
 
 
 def named(name: str) -> Any:
@@ -4426,13 +4426,92 @@ def test_rules_are_never_bypassed():
 
 
 def test_a_rule_can_be_replaced_through_the_function_that_defvjp_returned():
-    before = tinygrad_lite._table[relu].vjps
+    before = tinygrad_lite._table[tinygrad_lite._relu].vjps
     try:
         defvjp(relu, lambda g, out, x: g * 7)
         assert grads(relu, 1.0)[1][0] == grads(lambda t: t.relu(), 1.0)[1][0] == 7.0
     finally:
         defvjp(relu, *before)
     assert grads(relu, 1.0)[1][0] == 1.0
+
+
+def collected(references):
+    """What is still there of weakly referenced things, once the garbage collector has looked at them."""
+    gc.collect()
+    return [x for x in (reference() for reference in references) if x is not None]
+
+
+@pytest.mark.parametrize("use", [
+    lambda f, x: f(x),
+    lambda f, x: f(leaf(x)).sum().backward(),
+    lambda f, x: f(leaf(x), k=3).sum().backward(),  # whose way to be called is looked at once, and noted
+    lambda f, x: grad(lambda x: grad(lambda x: f(x, 3).sum())(x).sum())(x),
+    lambda f, x: jit(grad(lambda x: f(x).sum()))(x),
+    lambda f, x: jvp(jit(f), (x,), (x,)),
+    lambda f, x: jit(lambda x: jvp(f, (x,), (x,)))(x),
+    lambda f, x: gradcheck(lambda x: f(x, k=2), x),
+    lambda f, x: defvjp(f, lambda g, out, x, k=2: g * k)(leaf(x), k=3).sum().backward(),
+])  # fmt: skip
+def test_functions_with_rules_their_arrays_and_their_rules_go_with_those_who_hold_them(use):
+    class Array(np.ndarray):
+        """An array that can be told from others."""
+
+    def once():
+        a, b = np.ones(3).view(Array), np.ones(3).view(Array)
+        references.extend([weakref.ref(a), weakref.ref(b)])
+        f = defvjp(lambda x, k=2: x * k * np.asarray(a), lambda g, out, x, k=2: g * k * np.asarray(b))
+        references.extend([weakref.ref(f), weakref.ref(f.__wrapped__)])
+        use(f, np.ones(3))
+
+    references: list[Any] = []
+    for _ in range(3):
+        once()
+    rows = len(tinygrad_lite._table), len(tinygrad_lite._own_rows)
+    assert collected(references) == []
+    once()
+    assert collected(references) == []
+    assert (len(tinygrad_lite._table), len(tinygrad_lite._own_rows)) <= rows
+
+
+def test_a_replaced_rule_goes_and_a_graph_keeps_what_it_needs():
+    def rule(a):
+        return lambda g, out, x, scale=1.0: g * np.cosh(x) * a[0]
+
+    before = tinygrad_lite._table[np.sinh].vjps
+    try:
+        rules = []
+        for f in (np.sinh, defvjp(lambda x, scale=1.0: x, rule([1.0]))):
+            for _ in range(3):
+                defvjp(f, new := rule(np.ones(1)))
+                rules.append(weakref.ref(new))
+                f(leaf(0.5)).backward()
+            del new
+    finally:
+        defvjp(np.sinh, *before)
+    assert len(collected(rules)) == 1  # the last of f, which is still there
+    x = leaf(3.0)
+    out = defvjp(lambda x: x * x, lambda g, out, x: g * 2 * x)(x)
+    gc.collect()
+    out.backward()
+    assert x.grad == 6.0
+
+
+def test_a_rule_is_replaced_for_all_that_defvjp_made_of_a_function():
+    def square(x):
+        return x * x
+
+    first = defvjp(square, lambda g, out, x: g * 7)
+    second = defvjp(square, lambda g, out, x: g * 2 * x)
+    third = defvjp(first, lambda g, out, x: g * x * 2)
+    gc.collect()
+    assert [grad(f)(3.0) for f in (first, second, third)] == [6.0, 6.0, 6.0]
+
+    @functools.wraps(first)
+    def wrapped(x):
+        return first(x) * 10
+
+    assert grad(defvjp(wrapped, lambda g, out, x: g * 5))(3.0) == 5.0  # a function of its own
+    assert grad(first)(3.0) == 6.0
 
 
 def test_a_rule_for_a_function_of_a_list_of_tensors_is_refused_and_one_of_each_works():

@@ -200,8 +200,8 @@ class _Row:
 _table: dict[Callable, _Row] = {}
 
 
-def _row(function, make=_Row):
-    return _table.setdefault(function, make(function)) if function not in _table else _table[function]
+def _row(function, make=_Row, table: Any = _table):
+    return table.get(function) or table.setdefault(function, make(function))
 
 
 def _unary(row: _Row, compute: Callable) -> Callable:
@@ -761,6 +761,7 @@ import functools
 import inspect
 import string
 import warnings
+import weakref
 
 
 class _Unread:
@@ -818,9 +819,8 @@ def _check_local(function, *trees):
         raise TypeError(f"{_name(function)} would need the elements of an array of another library on this machine")
 
 
-@functools.cache
 def _takes(rule, count, *names):
-    """Whether a rule takes so many arguments and options of these names: looked at once, as it takes long."""
+    """Whether a rule takes so many arguments and options of these names."""
     with contextlib.suppress(TypeError):
         return bool(inspect.signature(rule).bind(*range(count), **dict.fromkeys(names)))
     return False
@@ -830,6 +830,11 @@ class _Function(_Row):
     """A row of all that NumPy's functions take."""
 
     expression: Any = None
+
+    @functools.cached_property
+    def takes(self):
+        """``_takes``, which takes long, looked at once: by each row, for what is known of a rule goes with its row."""
+        return functools.cache(_takes)
 
     def call(self, compute, args, options):
         if _thread.observer is not None:
@@ -881,7 +886,7 @@ class _Function(_Row):
         """
         rule, arrays = (self.expression, 0) if self.expression else (next(filter(None, self.vjps)), len(self.vjps))
         before = 2 * bool(arrays)  # a VJP takes g and out before
-        if len(args) < arrays or not _takes(rule, before + len(args), *options):
+        if len(args) < arrays or not self.takes(rule, before + len(args), *options):
             given = []
             with contextlib.suppress(ValueError):  # of functions in C that do not tell their parameters
                 bound = inspect.signature(self.function).bind(*args, **options)
@@ -894,7 +899,7 @@ class _Function(_Row):
             what = (
                 f"{_name(self.function)} of a Tensor that requires gradients takes no {extra or 'arguments like these'}"
             )
-            _check(_takes(rule, before + len(args), *options), f"{what}: leave it out", TypeError)
+            _check(self.takes(rule, before + len(args), *options), f"{what}: leave it out", TypeError)
         return args, options
 
 
@@ -983,6 +988,10 @@ for row in _table.values():
     row.__class__ = _Function
 
 
+_recorders: Any = weakref.WeakSet()  # what defvjp made of plain Python functions, which it wraps
+_own_rows: Any = weakref.WeakValueDictionary()  # the rows of these functions, kept by their recorders and by graphs
+
+
 def defvjp(function: Callable, *vjps: Callable | None) -> Callable:
     """Add a derivative rule to the table, or replace one.
 
@@ -1012,14 +1021,16 @@ def defvjp(function: Callable, *vjps: Callable | None) -> Callable:
     """
     fits = callable(function) and vjps and all(vjp is None or callable(vjp) for vjp in vjps)
     _check(fits, f"defvjp takes a function and rules, not {function!r} and {vjps}", TypeError)
-    row = _row(function, _Function)
-    row.define(vjps)
-    row.expression = None
+    function = function.__wrapped__ if function in _recorders else function
     overrides = isinstance(function, np.ufunc) or hasattr(function, "_implementation")
-    return function if overrides else _recording_function(function)
+    row = _row(function, _Function, _table if overrides or function in _table else _own_rows)
+    row.define(vjps)
+    row.takes.cache_clear()
+    row.expression = None
+    return function if overrides else _recording_function(function, row)
 
 
-def _recording_function(function):
+def _recording_function(function, row):
     """A plain function that has a row, as one that takes Tensors."""
 
     @functools.wraps(function)
@@ -1027,7 +1038,7 @@ def _recording_function(function):
         plain = not any(isinstance(leaf, Tensor) for leaf in _leaves((args, options)))
         return function(*args, **options) if plain else row.call(row.compute, args, options)
 
-    _table[recording] = row = _row(function, _Function)
+    _recorders.add(recording)
     return recording
 
 
@@ -1091,7 +1102,8 @@ def _add_at(values, index, like):
 
 
 # fmt: off
-relu, sigmoid, _scatter, _gather = map(_recording_function, (_relu, _sigmoid, _add_at, op.getitem))
+relu, sigmoid, _scatter, _gather = [
+    _recording_function(function, _row(function, _Function)) for function in (_relu, _sigmoid, _add_at, op.getitem)]
 for kind, rules in {
     "elementwise": {
         np.sqrt:      lambda g, out, _x: g / (2 * out),              np.cbrt:    lambda g, out, _x: g / (3 * out * out),
@@ -1756,7 +1768,6 @@ def to_dot(t: Tensor, names: dict[str, Any] | None = None) -> str:
 import ast
 import collections
 import keyword
-import weakref
 
 
 class _Line:
@@ -1866,7 +1877,7 @@ class _Trace(_Observer):
         raise _Refusal(_refusals.get(what, f"{what} would happen only once under jit(): do it outside"))
 
     def compute(self, row, order, compute, args, options):
-        function, leaves = row.function if row is _row(row.function) else compute, _leaves((args, options))
+        function, leaves = row.function if row is _table.get(row.function, row) else compute, _leaves((args, options))
         # Beside a Tensor, an array is an axis or a length to NumPy's functions that are no ufuncs. Others read it.
         reads, is_ufunc = not hasattr(function, "_implementation"), isinstance(function, np.ufunc)
         given = tuple([self.given(x) if reads or isinstance(x, Tensor) else x for x in args])
