@@ -2095,6 +2095,34 @@ def derivatives(f: Any, n: int) -> Any:
     return f if n == 0 else derivatives(grad(f), n - 1)
 
 
+@pytest.mark.parametrize("derivative", [grad, value_and_grad, jacobian, hessian])
+@pytest.mark.parametrize("wrong", [
+    leaf([1.0, 2.0]), leaf(3.0), Tensor(0), 3.0, np.float32(1.0), np.ones(2), np.array([0, 1]), "y", True, np.True_,
+    None, (0, "y"), [0, True], (leaf(1.0),), {"a": 0.5}, range(2), len, slice(1), pd.Series([1.0]), da.ones(2),
+], ids=lambda x: type(x).__name__)  # fmt: skip
+def test_an_argument_in_the_place_of_argnums_is_refused_at_once(derivative, wrong):
+    with pytest.raises(TypeError, match=rf"not {type(wrong).__name__}: write grad\(f\)\(x\), or grad\(f, argnums=0\)"):
+        derivative(lambda x, y: (x * y).sum(), wrong)
+    if not callable(wrong):
+        with pytest.raises(TypeError, match=rf"not {type(wrong).__name__}: write grad\(f\)\(x\)"):
+            derivative(wrong)  # as in PyTorch's grad(loss, w)
+
+
+def test_argnums_may_be_numpys_integers():
+    def f(x, y):
+        return (x * y**2).sum()
+
+    x, y = np.array([1.0, 2.0]), np.array([3.0, 4.0])
+    for kind in (np.int64, np.uint8, np.int8):
+        for derivative in (grad, value_and_grad, jacobian, hessian):
+            for run in (lambda d: d, jit):
+                got = run(derivative(f, (kind(1), kind(0))))(x, y), run(derivative(f, kind(1)))(x, y)
+                for a, b in zip(
+                    tree_leaves(got), tree_leaves((derivative(f, (1, 0))(x, y), derivative(f, 1)(x, y))), strict=True
+                ):
+                    np.testing.assert_array_equal(a, b)
+
+
 def test_nested_gradients_do_not_confuse_their_variables():
     assert grad(lambda x: x * grad(lambda y: x + y)(x))(2.0) == 1.0
     assert grad(lambda x: x * grad(lambda y: x * y)(x))(2.0) == 4.0

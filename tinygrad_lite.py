@@ -1431,6 +1431,15 @@ class _Call:
         return _map(of, self.out)
 
 
+def _derivative(f, argnums, finish):
+    """A function of f's arguments that finishes a call of f; an argument in the place of argnums is refused at once."""
+    given = type(argnums if callable(f) else f).__name__
+    fits = callable(f) and all([isinstance(i, (int, np.integer)) and type(i) is not bool for i in _leaves(argnums)])
+    what = f"grad() and its relatives take a function and positions of its arguments, ints, not {given}"
+    _check(fits, f"{what}: write grad(f)(x), or grad(f, argnums=0)(x)", TypeError)
+    return functools.wraps(f)(lambda *args, **options: finish(_Call(f, argnums, args, options)))
+
+
 def value_and_grad(f: Callable, argnums: int | tuple[int, ...] = 0) -> Callable:
     """A function that returns what f returns, one number, and its gradient.
 
@@ -1454,8 +1463,7 @@ def value_and_grad(f: Callable, argnums: int | tuple[int, ...] = 0) -> Callable:
     >>> value_and_grad(lambda x: (x**3).sum())(np.array([1.0, 2.0]))
     (array(9.), array([ 3., 12.]))
     """
-
-    return functools.wraps(f)(lambda *args, **options: _Call(f, argnums, args, options).value_and_gradient())
+    return _derivative(f, argnums, _Call.value_and_gradient)
 
 
 def grad(f: Callable, argnums: int | tuple[int, ...] = 0) -> Callable:
@@ -1477,7 +1485,7 @@ def grad(f: Callable, argnums: int | tuple[int, ...] = 0) -> Callable:
     >>> grad(grad(grad(np.sin)))(0.0)
     array(-1.)
     """
-    return functools.wraps(f)(lambda *args, **options: _Call(f, argnums, args, options).value_and_gradient()[1])
+    return _derivative(f, argnums, lambda call: call.value_and_gradient()[1])
 
 
 def jacobian(f: Callable, argnums: int | tuple[int, ...] = 0) -> Callable:
@@ -1501,8 +1509,7 @@ def jacobian(f: Callable, argnums: int | tuple[int, ...] = 0) -> Callable:
     array([[2., 0.],
            [0., 4.]])
     """
-
-    return functools.wraps(f)(lambda *args, **options: _Call(f, argnums, args, options).jacobian())
+    return _derivative(f, argnums, _Call.jacobian)
 
 
 def hessian(f: Callable, argnums: int | tuple[int, ...] = 0) -> Callable:
