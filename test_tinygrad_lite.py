@@ -4404,6 +4404,47 @@ def test_leaves_can_be_copied_and_pickled():
         copy.deepcopy(t * 2)
 
 
+class Named(Tensor):
+    """A Tensor that is made in another way, and knows more."""
+
+    def __init__(self, name, *, shape):
+        super().__init__(np.ones(shape), requires_grad=True)
+        self.name = name
+
+
+class Marked(Tensor):
+    __slots__ = ("mark",)
+
+    def __init__(self, mark):
+        super().__init__(2.0)
+        self.mark = mark
+
+
+def test_tensors_of_derived_classes_can_be_copied_and_pickled():
+    t = Named("w", shape=(2,))
+    (t * t).sum().backward()
+    t.data = [3.0, 4.0]
+    others = [copy.copy(t), copy.deepcopy(t)]
+    for other in [*others, *[pickle.loads(pickle.dumps(t, p)) for p in range(pickle.HIGHEST_PROTOCOL + 1)]]:
+        assert (type(other), other.name, other.requires_grad) == (Named, "w", True)
+        np.testing.assert_array_equal(other.data, [3.0, 4.0])
+        np.testing.assert_array_equal(other.grad, [2.0, 2.0])
+        (other * t.detach()).sum().backward()
+        np.testing.assert_array_equal(other.grad, [5.0, 6.0])
+        np.testing.assert_array_equal(t.grad, [2.0, 2.0])
+        optimizer = SGD([other], lr=1.0)
+        optimizer.step()
+        np.testing.assert_array_equal(other.data, [-2.0, -2.0])
+    np.testing.assert_array_equal(t.data, [3.0, 4.0])
+    m = copy.deepcopy(Marked("!"))
+    assert (type(m), m.mark, m.item(), m.requires_grad, m.grad) == (Marked, "!", 2.0, False, None)
+    m.requires_grad = True
+    m.backward()
+    assert m.grad == 1.0
+    with pytest.raises(TypeError, match=r"reading \.data would happen only once"):
+        jit(lambda x: copy.copy(x))(np.ones(2))
+
+
 def test_astype_converts_gradients_back():
     t = leaf([1.0, 2.0], np.float32)
     out = t.astype(np.float64)

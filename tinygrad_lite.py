@@ -926,8 +926,10 @@ def _shown(tensor):
 
 def _pickled(tensor):
     is_leaf = tensor._node is None or tensor._node[1] is None
-    _check(is_leaf, "a computed Tensor cannot be copied or pickled with its graph: use .detach()", TypeError)
-    return type(tensor), (tensor.data, tensor.requires_grad), (None, {"grad": _value_of(tensor.grad)})
+    _check(is_leaf, "a computed Tensor has a graph, which np.copy(t) keeps: copy or pickle t.detach()", TypeError)
+    attributes, slots = _Anything.__getstate__(tensor)  # a class derived from Tensor may have more of them
+    slots |= {"_value": tensor.data, "_node": None, "_leaf": None, "requires_grad": tensor.requires_grad}
+    return _new, (type(tensor),), (attributes, slots | {"grad": _value_of(tensor.grad)})
 
 
 def _astype(x, dtype):
