@@ -4504,6 +4504,82 @@ def test_a_rule_can_be_replaced_through_the_function_that_defvjp_returned():
     assert grads(relu, 1.0)[1][0] == 1.0
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("after", [
+    lambda t: (t * 2).sum(),
+    lambda t: t.T.sum(),
+    lambda t: (np.transpose(t) * np.arange(6.0).reshape(3, 2)).sum(),
+    lambda t: (t[:, ::-1] * np.arange(6.0).reshape(2, 3)).sum(),
+    lambda t: defvjp(lambda x: x.sum(), lambda g, out, x: np.broadcast_to(g, x.shape))(t),
+    lambda t: defvjp(lambda x: x.sum(0), lambda g, out, x: np.broadcast_to(g, x.shape))(t)[0],
+], ids=range(6))  # fmt: skip
+def test_rules_of_ones_own_get_arrays_as_like_new_whatever_the_rule_after_them_made(after, dtype):
+    seen = []
+
+    def rule(g, out, x):
+        seen.append((g.flags.c_contiguous, g.flags.writeable, g.shape, g.dtype, all(g.strides)))
+        memoryview(g.astype(float) if dtype == np.float16 else g).cast("B")[0]
+        return g * 2
+
+    twice, plain = defvjp(lambda x: 2 * x, rule), np.arange(6.0).reshape(2, 3).astype(dtype)
+    x, y = leaf(plain, dtype), leaf(plain, dtype)
+    after(twice(x)).backward()
+    after(y * 2).backward()
+    np.testing.assert_array_equal(x.grad, y.grad)
+    whole = (True, True, (2, 3), dtype, True)
+    assert seen == [whole]
+    inlined = defvjp(lambda x: 2 * x, lambda g, out, x: g * 2)
+    np.testing.assert_array_equal(jit(grad(lambda x: after(inlined(x))))(plain), y.grad)
+
+
+def test_a_gradient_given_from_outside_may_lie_anyhow_in_memory():
+    flags = []
+    twice = defvjp(lambda x: 2 * x, lambda g, out, x: flags.append(g.flags.carray) or g * 2)
+    for gradient in (np.broadcast_to(1.0, (2, 3)), np.ones((3, 2)).T, np.ones((4, 6))[::2, ::2]):
+        x = leaf(np.ones((2, 3)))
+        twice(x).backward(gradient)
+        np.testing.assert_array_equal(x.grad, np.full((2, 3), 2.0))
+    assert flags == [True] * 3
+
+
+@pytest.mark.parametrize("square", [lambda x: float(x) ** 2, lambda x: math.pow(x, 2), lambda x: np.square(x).item()])
+def test_a_plain_function_may_return_a_python_float(square):
+    def rule(g, out, x):
+        assert (out.shape, out.ndim, out.size, out.dtype) == ((), 0, 1, float)
+        return g * 2 * x * np.reshape(out / out, out.shape)
+
+    f = defvjp(square, rule)
+    for x in (3.0, np.float64(3.0), np.array(3.0)):
+        assert grad(f)(x) == grad(lambda x: f(x).sum())(x) == 6.0
+        assert grad(grad(f))(x) == 2.0
+    assert grad(f)(np.float32(3.0)).dtype == np.float32
+    t = leaf(3.0, np.float32)
+    assert (f(t) * np.float32(2)).dtype == np.float32  # as without Tensors
+    f(t).backward()
+    assert t.grad == 6.0
+
+
+@pytest.mark.parametrize("axis", [None, 0, (0, 1)])
+@pytest.mark.parametrize(
+    "shift", [2**63, -(2**63), 2**64 + 1, np.uint64(2**63), np.uint8(200), np.int8(-128), np.int64(-(2**63)), True, 1.0]
+)
+def test_roll_takes_shifts_of_every_size_and_dtype(shift, axis):
+    x, w = np.arange(6.0).reshape(2, 3), np.arange(6.0).reshape(2, 3) ** 2
+    shifts = [(shift, 1), [1, shift], np.array([1, shift])] if axis == (0, 1) else [shift, np.array(shift)]
+    for s in shifts:
+        try:
+            np.roll(x, s, axis)
+        except Exception:  # NumPy's own limits
+            continue
+        numbers = np.roll(np.arange(6).reshape(2, 3), s, axis)
+        expected = np.zeros(6)
+        expected[numbers.ravel()] = w.ravel()
+        f = grad(lambda x, s=s: (np.roll(x, s, axis) * w).sum())
+        np.testing.assert_array_equal(f(x), expected.reshape(2, 3))
+        g = grad(lambda x, s=s: (grad(lambda x: (np.roll(x, s, axis) ** 2 * w).sum())(x)).sum())
+        np.testing.assert_array_equal(g(x), 2 * expected.reshape(2, 3))
+
+
 def collected(references):
     """What is still there of weakly referenced things, once the garbage collector has looked at them."""
     gc.collect()

@@ -990,6 +990,14 @@ for row in _table.values():
     row.__class__ = _Function
 
 
+class _OwnRule(functools.partial):
+    """A rule of the user's, in C perhaps, that may need ``g`` as an array like new and ``out`` as one at all."""
+
+    def __call__(self, g, out, *arguments, **options):
+        g = g if g.__class__ is not _ndarray or g.flags.carray else g.copy()
+        return super().__call__(g, _as_array(out), *arguments, **options)
+
+
 _recorders: Any = weakref.WeakSet()  # what defvjp made of plain Python functions, which it wraps
 _own_rows: Any = weakref.WeakValueDictionary()  # the rows of these functions, kept by their recorders and by graphs
 
@@ -1026,7 +1034,7 @@ def defvjp(function: Callable, *vjps: Callable | None) -> Callable:
     function = function.__wrapped__ if function in _recorders else function
     overrides = isinstance(function, np.ufunc) or hasattr(function, "_implementation")
     row = _row(function, _Function, _table if overrides or function in _table else _own_rows)
-    row.define(vjps)
+    row.define(tuple([vjp and _OwnRule(vjp) for vjp in vjps]))
     row.takes.cache_clear()
     row.expression = None
     return function if overrides else _recording_function(function, row)
@@ -1138,7 +1146,7 @@ for kind, rules in {
         np.swapaxes:  lambda g, _, _a, axis1, axis2: g.swapaxes(axis1, axis2),
         np.transpose: lambda g, _, _a, axes=None: g.T if axes is None else np.moveaxis(g, [*range(g.ndim)], axes),
         np.moveaxis:  lambda g, _, _a, source, destination: np.moveaxis(g, destination, source),
-        np.roll:      lambda g, _, _a, shift, axis=None: np.roll(g, (-np.array(shift, int)).tolist(), axis),
+        np.roll:    lambda g, _, _a, shift, axis=None: np.roll(g, np.negative([shift], dtype=object).tolist()[0], axis),
         np.cumsum:    lambda g, _, _a, axis=None: np.flip(np.cumsum(np.flip(g, axis), axis), axis).reshape(_a.shape),
         np.nan_to_num: lambda g, _, x, *, nan=0.0, posinf=None, neginf=None: np.where(np.isfinite(x), g, 0),
         op.getitem:   lambda g, _, _x, index: _scatter(g, index, _x._at(None) if isinstance(_x, Tensor) else _x),
