@@ -4661,7 +4661,7 @@ def test_a_rule_is_replaced_for_all_that_defvjp_made_of_a_function():
 
 def test_a_rule_for_a_function_of_a_list_of_tensors_is_refused_and_one_of_each_works():
     first = defvjp(lambda xs: xs[0] * 2, lambda g, out, xs: g)
-    with pytest.raises(TypeError, match="not by keyword or in a list"):
+    with pytest.raises(TypeError, match="by position: no list, dict or keyword"):
         first([leaf([1.0]), leaf([2.0])])
     join = defvjp(
         lambda a, b: np.concatenate([a, b]), lambda g, out, a, b: g[: len(a)], lambda g, out, a, b: g[len(a) :]
@@ -5090,6 +5090,18 @@ def test_tensor_shows_itself_as_numpy_does():
 
 BAD_GRADIENTS = np.ones(3), None, np.ones((5, 2)), np.ones(2) * 1j, np.array([None, 2.0])
 BAD_RULES = [defvjp(lambda x: x * 2, lambda g, out, x, bad=bad: bad) for bad in BAD_GRADIENTS]
+FIRST = defvjp(lambda xs: next(iter(xs)), lambda g, out, xs: g)
+
+
+def rebound():
+    """A result of a parameter that a step within no_grad has made another, a constant."""
+    w = leaf(1.0)
+    (w * w).backward()
+    with no_grad():
+        w -= 0.1 * w.grad
+    return w * w
+
+
 ERRORS: list[tuple[str, Any, type[Exception], str]] = [
     ("broadcast", lambda: leaf([1.0, 2.0]) * np.ones(3), ValueError, r"np\.multiply of shapes \(2,\) and \(3,"),
     ("function", lambda: np.add(leaf([1.0, 2.0]), np.ones(3)), ValueError, r"np\.add of shapes \(2,\) and \(3,"),
@@ -5101,8 +5113,8 @@ ERRORS: list[tuple[str, Any, type[Exception], str]] = [
     ("joined", lambda: np.stack([leaf(np.ones(2)), np.ones(3)]), ValueError, r"np\.concatenate of shapes \(1, 2\) and"),
     ("tensordot", lambda: np.tensordot(leaf(np.ones((2, 3))), np.ones((3, 2))), ValueError, r"np\.tensordot of shapes"),
     ("weights", lambda: np.average(leaf(np.ones(2)), weights=np.ones(3)), ValueError, r"takes weights of \(2,\), not"),
-    ("order", lambda: np.reshape(leaf(np.ones(6)), (2, 3), "F"), TypeError, r"np\.reshape.* takes no order: leave"),
-    ("no result", lambda: grad(lambda x: None)(1.0), TypeError, r"not None: does a function lack a return"),
+    ("order", lambda: np.reshape(leaf(np.ones(6)), (2, 3), "F"), TypeError, r"np\.reshape.* takes no order: say it"),
+    ("no result", lambda: grad(lambda x: None)(1.0), TypeError, r"not None: is a value or a return missing"),
     ("two results", lambda: grad(lambda x: (x, x))(1.0), ValueError, r"returns one number, not \(Tensor"),
     ("several", lambda: grad(lambda x: x)(np.ones(3)), ValueError, r"one number, not shape \(3,\): \.sum\(\) it"),
     ("integer argument", lambda: grad(lambda x: x * 2)(3), TypeError, r"int64 data cannot require gradients: .*3\.0"),
@@ -5118,9 +5130,9 @@ ERRORS: list[tuple[str, Any, type[Exception], str]] = [
     ("objects", lambda: Tensor([object()], requires_grad=True), TypeError, r"dtype object: convert it first"),
     ("text column", lambda: Tensor(pd.Series(["a", "b"])), TypeError, r"convert it first"),
     ("mixed frame", lambda: leaf(1.0) * pd.DataFrame({"a": [1], "b": ["x"]}), TypeError, r"convert it first"),
-    ("complex", lambda: Tensor(1j), TypeError, r"complex128: take its real part"),
-    ("complex operand", lambda: leaf(1.0) * 1j, TypeError, r"complex128: take its real part"),
-    ("complex array", lambda: np.array([1j]) * leaf(1.0), TypeError, r"complex128: take its real part"),
+    ("complex", lambda: Tensor(1j), TypeError, r"complex128: use \.real and \.imag"),
+    ("complex operand", lambda: leaf(1.0) * 1j, TypeError, r"complex128: use \.real and \.imag"),
+    ("complex array", lambda: np.array([1j]) * leaf(1.0), TypeError, r"complex128: use \.real and \.imag"),
     ("masked array", lambda: Tensor(np.ma.array([1.0], mask=[True])), TypeError, r"\.filled"),
     ("ragged", lambda: Tensor([[1.0], [1.0, 2.0]]), ValueError, r"inhomogeneous"),
     ("Tensor of a Tensor", lambda: Tensor(leaf(1.0)), TypeError, r"\.detach\(\)"),
@@ -5159,12 +5171,30 @@ ERRORS: list[tuple[str, Any, type[Exception], str]] = [
     ("nothing", lambda: Tensor(None), TypeError, r"not None"),
     ("objects", lambda: Tensor([object()]), TypeError, r"dtype object: convert it first"),
     ("gradcheck of integers", lambda: gradcheck(lambda x: x * 2, 2), TypeError, r"no float argument"),
-    ("no rule for an option", lambda: np.sum(leaf([1.0]), dtype=float), TypeError, r"np\.sum.* takes no dtype: leave"),
+    ("no rule for an option", lambda: np.sum(leaf([1.0]), dtype=float), TypeError, r"np\.sum.* takes no dtype: say it"),
     ("no rule for an argument", lambda: np.where(leaf([1.0]), 1.0, 2.0), TypeError, r"np\.where.*argument 0"),
     ("by keyword", lambda: np.sum(leaf([1.0]), axis=leaf(0.0)), TypeError, r"by position"),
     ("multiplied by text", lambda: leaf(1.0) + "a", TypeError, r"unsupported operand"),
     ("length of a number", lambda: len(leaf(1.0)), TypeError, r"len\(\) of unsized"),
     ("iteration over a number", lambda: list(leaf(1.0)), TypeError, r"len\(\) of unsized"),
+    ("constant argument", lambda: np.where(leaf([1.0]), 1.0, 2.0), TypeError, r"argument 0: detach\(\) a constant"),
+    ("where of a sum", lambda: np.sum(leaf([1.0]), where=[True]), TypeError, r"no where: .*np\.sum\(np\.where\(mask"),
+    ("out of max", lambda: np.max(leaf([1.0]), out=leaf(1.0)), TypeError, r"np\.max .*takes no out: say"),
+    ("data for a constant", lambda: np.fft.fft(leaf([1.0])), TypeError, r"or give it t\.data where gradients may end"),
+    ("to be saved", lambda: np.savez(io.BytesIO(), t=Tensor([1.0])), TypeError, r"np\.savez has.*give it t\.data"),
+    ("copy of a result", lambda: copy.deepcopy(leaf(1.0) * 2), TypeError, r"graph, which np\.copy\(t\) keeps.*detach"),
+    ("frozen result", lambda: setattr(leaf(1.0) * 2, "requires_grad", False), ValueError, r"\.detach\(\) cuts it off"),
+    ("array += t by name", lambda: operator.iadd(np.zeros(2), leaf(1.0)), TypeError, r"write a = a \+ t for a \+= t"),
+    ("None in a structure", lambda: grad(lambda p: p["a"])({"a": 1.0, "b": None}), TypeError, r"None: is a value or"),
+    ("gradcheck of a dict", lambda: gradcheck(len, {"q": np.ones(2)}), TypeError, r"no dict: write gradcheck\(lambda"),
+    ("and of more", lambda: gradcheck(max, 1.0, {"q": [leaf(2.0)]}), TypeError, r"no dict: write gradcheck\(lambda"),
+    ("short rule", lambda: defvjp(lambda x: x * x, lambda g, x: g), TypeError, r"rules of g, the result and every"),
+    ("one of two", lambda: defvjp(np.add, None, lambda g, out, x: g), TypeError, r"rules of g, the result and every"),
+    ("SGD of none", lambda: SGD(iter([]), lr=0.1), ValueError, r"got no parameters: give it those"),
+    ("SGD of two alike", lambda: SGD([leaf(1.0)] * 2, lr=0.1), ValueError, r"got a parameter twice: give each once"),
+    ("rebound parameter", lambda: rebound().backward(), ValueError, r"requires no gradient: .*w -= "),
+    ("dict of Tensors", lambda: FIRST({"a": leaf(1.0)}), TypeError, r"one by one, by position: no list, dict or key"),
+    ("tuple of Tensors", lambda: FIRST((leaf(1.0), 2.0)), TypeError, r"one by one, by position: no list, dict or key"),
     ("index", lambda: [1, 2][leaf(1.0)], TypeError, r"integer"),
     ("truth of several", lambda: bool(leaf([1.0, 2.0])), ValueError, r"ambiguous"),
     ("item of several", lambda: leaf([1.0, 2.0]).item(), ValueError, r"size 1"),
@@ -5189,6 +5219,37 @@ def test_bad_input_gives_one_clear_sentence(call, kind, message):
     with pytest.raises(kind, match=message) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["sum", "mean", "max", "prod", "var"])
+def test_what_an_error_says_to_do_computes_the_same_with_the_same_gradient(name):
+    x, mask = np.array([[1.0, -2.0, 3.0], [0.5, 4.0, -1.0]]), np.array([[True, False, True], [False, True, True]])
+    more = {"initial": -9.0} if name == "max" else {}
+    with pytest.raises(TypeError) as caught:
+        getattr(np, name)(leaf(x), where=mask, **more)
+    assert "leave" not in str(caught.value)
+    masked, plain = re.search(r"as (.*) says (.*)$", str(caught.value)).groups()
+    t = leaf(x)
+    result = eval(masked, {"np": np, "t": t, "mask": mask})
+    assert result.item() == eval(plain, {"np": np, "t": x, "mask": mask})
+    result.backward()
+    np.testing.assert_array_equal(t.grad, mask)
+    a, t = np.ones((2, 3)), leaf(x)  # a = a + t for a += t
+    (a + t).sum().backward()
+    np.testing.assert_array_equal(t.grad, np.ones((2, 3)))
+    t, c = leaf(2.0), leaf(True * 1.0)  # np.copy(t) for copy.deepcopy(t), detach() a constant
+    (np.copy(t * 3) * np.where(c.detach(), 1.0, 2.0)).backward()
+    assert (t.grad, c.grad) == (3.0, None)
+
+
+def test_no_message_gives_an_advice_that_changes_a_result():
+    """What advises to drop something says when that is meant."""
+    texts = [node.value for node in ast.walk(ast.parse(SOURCE)) if isinstance(node, ast.Constant)]
+    texts = [text for text in texts if isinstance(text, str) and "\n" not in text]
+    assert len(texts) > 100
+    assert [text for text in texts if re.search(r"leave it out|real part|t\.data$|detach\(\) (that|it)", text)] == [
+        "jit() generates code for NumPy's arrays: leave it out where there are arrays of another library"
+    ]  # "it" is jit
 
 
 def test_array_element_assignment_of_a_tensor_is_refused_and_says_why():

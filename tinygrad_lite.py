@@ -129,8 +129,8 @@ def _as_value(data):
         raise TypeError("a Tensor of a masked array would lose the mask: fill it first, with data.filled(value)")
     value = data if is_array and not isinstance(data, (np.ndarray, Tensor)) else np.asarray(data)
     if value.dtype.kind not in "biuf":
-        advice = "take its real part" if value.dtype.kind == "c" else "convert it first, with data.astype(float) say"
-        what = "None: does a function lack a return?" if data is None else f"data of dtype {value.dtype}: {advice}"
+        advice = "use .real and .imag" if value.dtype.kind == "c" else "convert it first, with data.astype(float) say"
+        what = "None: is a value or a return missing?" if data is None else f"data of dtype {value.dtype}: {advice}"
         raise TypeError(f"a Tensor holds booleans, integers or floats, not {what}")
     return value if is_array or value.ndim else value[()]
 
@@ -179,7 +179,7 @@ class _Row:
         nodes = tuple([x._node if isinstance(x, Tensor) and _thread.recording else None for x in args])
         for i, node in enumerate(nodes if self.vjps else ()):
             if node and (i >= len(self.vjps) or self.vjps[i] is None):
-                raise TypeError(f"{_name(self.function)} has no derivative rule for argument {i}: detach() that one")
+                raise TypeError(f"{_name(self.function)} has no derivative rule for argument {i}: detach() a constant")
         order, (values, named) = _next_order(), self.plain(args, options)
         observed = _thread.observer and _thread.observer.compute(self, order, compute, args, options)
         values, out = observed or (values, compute(*values, **named))
@@ -252,7 +252,7 @@ def _apply(function, args, options):
     """Call a function of the table."""
     row = _table.get(function)
     if row is None:
-        what = "{0} has no derivative rule: add one with defvjp({0}, ...), or give it t.data"
+        what = "{0} has no derivative rule: add one with defvjp({0}, ...), or give it t.data where gradients may end"
         raise TypeError(what.format(_name(function)))
     is_quick = len(args) == row.arity and not options
     return row.quick(*args) if is_quick else row.call(row.compute, args, options)
@@ -372,7 +372,7 @@ class Tensor(_Anything):
 
     @requires_grad.setter
     def requires_grad(self, required: bool) -> None:
-        _check(self._node is None or self._node[1] is None, "requires_grad of a result cannot be set: .detach() it")
+        _check(self._node is None or self._node[1] is None, "requires_grad of a result is fixed: .detach() cuts it off")
         if required:
             advice = "give floats, with 3.0, .astype(float) or dtype=float"
             _check(self.dtype.kind == "f", f"{self.dtype} data cannot require gradients: {advice}", TypeError)
@@ -435,7 +435,7 @@ class Tensor(_Anything):
         array([  3., 120.])
         """
         _seen(self, "backward() (for which there are grad() and value_and_grad())")
-        _check(self._node, "backward() on a Tensor that requires no gradient: make a leaf with requires_grad=True")
+        _check(self._node, "backward() of what requires no gradient: give a leaf requires_grad=True (w -= 1 undoes it)")
         value = _as_array(self._value)
         if gradient is not None:
             gradient = gradient if isinstance(gradient, Tensor) and create_graph else _as_value(gradient)
@@ -472,7 +472,7 @@ class Tensor(_Anything):
     def __array_ufunc__(self, ufunc, method, *inputs, **options):
         if method != "__call__" or options:
             call = f"{_name(ufunc)}.{method}".removesuffix(".__call__") + "".join([f" with {o}=" for o in options])
-            raise TypeError(f"{call} does not take Tensors: write np.sum, np.where, .astype or y = np.add(x, 1) say")
+            raise TypeError(f"{call} takes no Tensor: write a = a + t for a += t, y = np.add(x, t), np.where or np.sum")
         return _apply(ufunc, inputs, {})
 
     def __array_function__(self, function, types, args, options):
@@ -708,7 +708,8 @@ class SGD:
         for i, p in enumerate(self.params):
             is_leaf = getattr(p, "_leaf", None) and p.requires_grad
             _check(is_leaf, f"SGD trains leaves that require gradients: parameter {i}, {type(p).__name__}, is not one")
-        _check(0 < len(set(self.params)) == len(self.params), "SGD got no parameters, or one twice: give each once")
+        _check(self.params, "SGD got no parameters: give it those to train (an iterator can be used up before)")
+        _check(len(set(self.params)) == len(self.params), "SGD got a parameter twice: give each once")
         for name, rate in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
             fits = isinstance(rate, (int, float, np.number)) and 0 <= rate < math.inf
             _check(fits, f"SGD got {name}={rate!r}: it must be a finite number, 0 or more")
@@ -849,7 +850,7 @@ class _Function(_Row):
         if expressed:
             return self.expression(*args, **options)
         if len(live) > len([x for x in args if getattr(x, "_node", None)]):
-            raise TypeError(f"{_name(self.function)} takes Tensors by position, not by keyword or in a list")
+            raise TypeError(f"{_name(self.function)} takes Tensors one by one, by position: no list, dict or keyword")
         try:
             if not foreign:
                 return super().call(compute, args, options)
@@ -895,11 +896,10 @@ class _Function(_Row):
                     if x is default or (type(x), x) == (str, default):
                         del bound.arguments[name]
                 args, options, given = bound.args, bound.kwargs, [*bound.arguments][arrays:]
-            extra = " and no ".join(sorted({*given, *options} - {*inspect.signature(rule).parameters}))
-            what = (
-                f"{_name(self.function)} of a Tensor that requires gradients takes no {extra or 'arguments like these'}"
-            )
-            _check(self.takes(rule, before + len(args), *options), f"{what}: leave it out", TypeError)
+            extra = " and no ".join(sorted({*given, *options} - {*[*inspect.signature(rule).parameters][before:]}))
+            what = f"{_name(self.function)} of a Tensor with gradients takes no {extra or 'arguments like these'}"
+            instead = "say it with other functions, as np.sum(np.where(mask, t, 0)) says np.sum(t, where=mask)"
+            _check(self.takes(rule, before + len(args), *options), f"{what}: {instead}", TypeError)
         return args, options
 
 
@@ -1031,7 +1031,10 @@ def defvjp(function: Callable, *vjps: Callable | None) -> Callable:
     """
     fits = callable(function) and vjps and all(vjp is None or callable(vjp) for vjp in vjps)
     _check(fits, f"defvjp takes a function and rules, not {function!r} and {vjps}", TypeError)
-    function = function.__wrapped__ if function in _recorders else function
+    codes = [vjp.__code__ for vjp in filter(None, vjps) if hasattr(vjp, "__code__")]
+    enough = all([code.co_flags & inspect.CO_VARARGS or code.co_argcount > 1 + len(vjps) for code in codes])
+    _check(enough, "defvjp takes rules of g, the result and every argument: lambda g, out, x: ... of f(x)", TypeError)
+    function = inspect.unwrap(function, stop=lambda f: f not in _recorders)
     overrides = isinstance(function, np.ufunc) or hasattr(function, "_implementation")
     row = _row(function, _Function, _table if overrides or function in _table else _own_rows)
     row.define(tuple([vjp and _OwnRule(vjp) for vjp in vjps]))
@@ -1113,7 +1116,7 @@ def _add_at(values, index, like):
 
 # fmt: off
 relu, sigmoid, _scatter, _gather = [
-    _recording_function(function, _row(function, _Function)) for function in (_relu, _sigmoid, _add_at, op.getitem)]
+    _recording_function(f, _row(f, _Function)) for f in (_relu, _sigmoid, _add_at, op.getitem)]
 for kind, rules in {
     "elementwise": {
         np.sqrt:      lambda g, out, _x: g / (2 * out),              np.cbrt:    lambda g, out, _x: g / (3 * out * out),
@@ -1613,6 +1616,8 @@ def gradcheck(f: Callable, *args: Any, eps: float = 1e-6, atol: float = 1e-5, rt
     >>> gradcheck(lambda x, y: (x * y).tanh(), 0.5, [1.0, -2.0])
     True
     """
+    nested = any(hasattr(leaf, "dtype") for x in args if isinstance(x, dict) for leaf in _leaves(x))
+    _check(not nested, "gradcheck takes arrays, and no dict: write gradcheck(lambda w: f({'w': w}), w)", TypeError)
     floating = tuple([i for i, x in enumerate(args) if np.asarray(_value_of(x)).dtype.kind == "f"])
     _check(floating, "gradcheck got no float argument to check: integers and booleans have no gradient", TypeError)
     tensors = [Tensor(np.array(_value_of(x), float)) if i in floating else x for i, x in enumerate(args)]
@@ -1838,7 +1843,7 @@ _refusals = {key: f"jit() cannot follow {cause}, as every call brings new values
     ("a Python number", "float(), int(), .item(), a format or math's functions of a Tensor", "use np. functions"),
     ("a NumPy array", "np.asarray() or np.array() of a Tensor", "use np. functions, np.stack for np.array"),
     ("an index", "a Tensor as an axis, a length or in range(), or a result whose shape depends on values",
-     "give a Python int, which tracing fixes, or write np.where(mask, x, 0)")]}
+     "give a Python int, which tracing fixes, or write np.sum(np.where(mask, x, 0)) for np.sum(x[mask])")]}
 # fmt: on
 _plain_types = int, bool, str, type(None)  # written as their repr
 _neutral: dict[Any, int] = {np.multiply: 1, np.divide: 1, np.power: 1, np.subtract: 0}
