@@ -132,8 +132,8 @@ def _as_value(data):
         _check(not isinstance(data, np.matrix), what, TypeError)
     value = data if is_array and not isinstance(data, (np.ndarray, Tensor)) else np.asarray(data)
     if value.dtype.kind not in "biuf":
-        advice = "take its real part" if value.dtype.kind == "c" else "convert it first, with data.astype(float) say"
-        what = "None: does a function lack a return?" if data is None else f"data of dtype {value.dtype}: {advice}"
+        advice = "use .real and .imag" if value.dtype.kind == "c" else "convert it first, with data.astype(float) say"
+        what = "None: is a value or a return missing?" if data is None else f"data of dtype {value.dtype}: {advice}"
         raise TypeError(f"a Tensor holds booleans, integers or floats, not {what}")
     return value if is_array or value.ndim else value[()]
 
@@ -182,7 +182,7 @@ class _Row:
         nodes = tuple([x._node if isinstance(x, Tensor) and _thread.recording else None for x in args])
         for i, node in enumerate(nodes if self.vjps else ()):
             if node and (i >= len(self.vjps) or self.vjps[i] is None):
-                raise TypeError(f"{_name(self.function)} has no derivative rule for argument {i}: detach() that one")
+                raise TypeError(f"{_name(self.function)} has no derivative rule for argument {i}: detach() a constant")
         order, (values, named) = _next_order(), self.plain(args, options)
         observed = _thread.observer and _thread.observer.compute(self, order, compute, args, options)
         values, out = observed or (values, compute(*values, **named))
@@ -203,8 +203,8 @@ class _Row:
 _table: dict[Callable, _Row] = {}
 
 
-def _row(function, make=_Row):
-    return _table.setdefault(function, make(function)) if function not in _table else _table[function]
+def _row(function, make=_Row, table: Any = _table):
+    return table.get(function) or table.setdefault(function, make(function))
 
 
 def _unary(row: _Row, compute: Callable, careful: Callable) -> Callable:
@@ -255,7 +255,7 @@ def _apply(function, args, options):
     """Call a function of the table."""
     row = _table.get(function)
     if row is None:
-        what = "{0} has no derivative rule: add one with defvjp({0}, ...), or give it t.data"
+        what = "{0} has no derivative rule: add one with defvjp({0}, ...), or give it t.data where gradients may end"
         raise TypeError(what.format(_name(function)))
     is_quick = len(args) == row.arity and not options
     return row.quick(*args) if is_quick else row.call(row.compute, args, options)
@@ -375,7 +375,7 @@ class Tensor(_Anything):
 
     @requires_grad.setter
     def requires_grad(self, required: bool) -> None:
-        _check(self._node is None or self._node[1] is None, "requires_grad of a result cannot be set: .detach() it")
+        _check(self._node is None or self._node[1] is None, "requires_grad of a result is fixed: .detach() cuts it off")
         if required:
             advice = "give floats, with 3.0, .astype(float) or dtype=float"
             _check(self.dtype.kind == "f", f"{self.dtype} data cannot require gradients: {advice}", TypeError)
@@ -438,7 +438,7 @@ class Tensor(_Anything):
         array([  3., 120.])
         """
         _seen(self, "backward() (for which there are grad() and value_and_grad())")
-        _check(self._node, "backward() on a Tensor that requires no gradient: make a leaf with requires_grad=True")
+        _check(self._node, "backward() of what requires no gradient: give a leaf requires_grad=True (w -= 1 undoes it)")
         value = _as_array(self._value)
         if gradient is not None:
             gradient = gradient if isinstance(gradient, Tensor) and create_graph else _as_value(gradient)
@@ -475,7 +475,7 @@ class Tensor(_Anything):
     def __array_ufunc__(self, ufunc, method, *inputs, **options):
         if method != "__call__" or options:
             call = f"{_name(ufunc)}.{method}".removesuffix(".__call__") + "".join([f" with {o}=" for o in options])
-            raise TypeError(f"{call} does not take Tensors: write np.sum, np.where, .astype or y = np.add(x, 1) say")
+            raise TypeError(f"{call} takes no Tensor: write a = a + t for a += t, y = np.add(x, t), np.where or np.sum")
         return _apply(ufunc, inputs, {})
 
     def __array_function__(self, function, types, args, options):
@@ -712,7 +712,8 @@ class SGD:
         for i, p in enumerate(self.params):
             is_leaf = getattr(p, "_leaf", None) and p.requires_grad
             _check(is_leaf, f"SGD trains leaves that require gradients: parameter {i}, {type(p).__name__}, is not one")
-        _check(0 < len(set(self.params)) == len(self.params), "SGD got no parameters, or one twice: give each once")
+        _check(self.params, "SGD got no parameters: give it those to train (an iterator can be used up before)")
+        _check(len(set(self.params)) == len(self.params), "SGD got a parameter twice: give each once")
         for name, rate in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
             fits = isinstance(rate, (int, float, np.number)) and 0 <= rate < math.inf
             _check(fits, f"SGD got {name}={rate!r}: it must be a finite number, 0 or more")
@@ -765,6 +766,7 @@ import functools
 import inspect
 import string
 import warnings
+import weakref
 
 
 class _Unread:
@@ -836,9 +838,8 @@ def _check_local(function, *trees):
         raise TypeError(f"{_name(function)} would need the elements of an array of another library on this machine")
 
 
-@functools.cache
 def _takes(rule, count, *names):
-    """Whether a rule takes so many arguments and options of these names: looked at once, as it takes long."""
+    """Whether a rule takes so many arguments and options of these names."""
     with contextlib.suppress(TypeError):
         return bool(inspect.signature(rule).bind(*range(count), **dict.fromkeys(names)))
     return False
@@ -848,6 +849,11 @@ class _Function(_Row):
     """A row of all that NumPy's functions take."""
 
     expression: Any = None
+
+    @functools.cached_property
+    def takes(self):
+        """``_takes``, which takes long, looked at once: by each row, for what is known of a rule goes with its row."""
+        return functools.cache(_takes)
 
     def call(self, compute, args, options):
         if _thread.observer is not None:
@@ -862,7 +868,7 @@ class _Function(_Row):
         if expressed:
             return self.expression(*args, **options)
         if len(live) > len([x for x in args if getattr(x, "_node", None)]):
-            raise TypeError(f"{_name(self.function)} takes Tensors by position, not by keyword or in a list")
+            raise TypeError(f"{_name(self.function)} takes Tensors one by one, by position: no list, dict or keyword")
         try:
             if not foreign:
                 return super().call(compute, args, options)
@@ -899,7 +905,7 @@ class _Function(_Row):
         """
         rule, arrays = (self.expression, 0) if self.expression else (next(filter(None, self.vjps)), len(self.vjps))
         before = 2 * bool(arrays)  # a VJP takes g and out before
-        if len(args) < arrays or not _takes(rule, before + len(args), *options):
+        if len(args) < arrays or not self.takes(rule, before + len(args), *options):
             given = []
             with contextlib.suppress(ValueError):  # of functions in C that do not tell their parameters
                 bound = inspect.signature(self.function).bind(*args, **options)
@@ -908,11 +914,10 @@ class _Function(_Row):
                     if x is default or (type(x), x) == (str, default):
                         del bound.arguments[name]
                 args, options, given = bound.args, bound.kwargs, [*bound.arguments][arrays:]
-            extra = " and no ".join(sorted({*given, *options} - {*inspect.signature(rule).parameters}))
-            what = (
-                f"{_name(self.function)} of a Tensor that requires gradients takes no {extra or 'arguments like these'}"
-            )
-            _check(_takes(rule, before + len(args), *options), f"{what}: leave it out", TypeError)
+            extra = " and no ".join(sorted({*given, *options} - {*[*inspect.signature(rule).parameters][before:]}))
+            what = f"{_name(self.function)} of a Tensor with gradients takes no {extra or 'arguments like these'}"
+            instead = "say it with other functions, as np.sum(np.where(mask, t, 0)) says np.sum(t, where=mask)"
+            _check(self.takes(rule, before + len(args), *options), f"{what}: {instead}", TypeError)
         return args, options
 
 
@@ -939,8 +944,10 @@ def _shown(tensor):
 
 def _pickled(tensor):
     is_leaf = tensor._node is None or tensor._node[1] is None
-    _check(is_leaf, "a computed Tensor cannot be copied or pickled with its graph: use .detach()", TypeError)
-    return type(tensor), (tensor.data, tensor.requires_grad), (None, {"grad": _value_of(tensor.grad)})
+    _check(is_leaf, "a computed Tensor has a graph, which np.copy(t) keeps: copy or pickle t.detach()", TypeError)
+    attributes, slots = _Anything.__getstate__(tensor)  # a class derived from Tensor may have more of them
+    slots |= {"_value": tensor.data, "_node": None, "_leaf": None, "requires_grad": tensor.requires_grad}
+    return _new, (type(tensor),), (attributes, slots | {"grad": _value_of(tensor.grad)})
 
 
 def _astype(x, dtype):
@@ -1003,6 +1010,18 @@ for row in _table.values():
     row.__class__ = _Function
 
 
+class _OwnRule(functools.partial):
+    """A rule of the user's, in C perhaps, that may need ``g`` as an array like new and ``out`` as one at all."""
+
+    def __call__(self, g, out, *arguments, **options):
+        g = g if g.__class__ is not _ndarray or g.flags.carray else g.copy()
+        return super().__call__(g, _as_array(out), *arguments, **options)
+
+
+_recorders: Any = weakref.WeakSet()  # what defvjp made of plain Python functions, which it wraps
+_own_rows: Any = weakref.WeakValueDictionary()  # the rows of these functions, kept by their recorders and by graphs
+
+
 def defvjp(function: Callable, *vjps: Callable | None) -> Callable:
     """Add a derivative rule to the table, or replace one.
 
@@ -1032,14 +1051,19 @@ def defvjp(function: Callable, *vjps: Callable | None) -> Callable:
     """
     fits = callable(function) and vjps and all(vjp is None or callable(vjp) for vjp in vjps)
     _check(fits, f"defvjp takes a function and rules, not {function!r} and {vjps}", TypeError)
-    row = _row(function, _Function)
-    row.define(vjps)
-    row.expression = None
+    codes = [vjp.__code__ for vjp in filter(None, vjps) if hasattr(vjp, "__code__")]
+    enough = all([code.co_flags & inspect.CO_VARARGS or code.co_argcount > 1 + len(vjps) for code in codes])
+    _check(enough, "defvjp takes rules of g, the result and every argument: lambda g, out, x: ... of f(x)", TypeError)
+    function = inspect.unwrap(function, stop=lambda f: f not in _recorders)
     overrides = isinstance(function, np.ufunc) or hasattr(function, "_implementation")
-    return function if overrides else _recording_function(function)
+    row = _row(function, _Function, _table if overrides or function in _table else _own_rows)
+    row.define(tuple([vjp and _OwnRule(vjp) for vjp in vjps]))
+    row.takes.cache_clear()
+    row.expression = None
+    return function if overrides else _recording_function(function, row)
 
 
-def _recording_function(function):
+def _recording_function(function, row):
     """A plain function that has a row, as one that takes Tensors."""
 
     @functools.wraps(function)
@@ -1047,7 +1071,7 @@ def _recording_function(function):
         plain = not any(isinstance(leaf, Tensor) for leaf in _leaves((args, options)))
         return function(*args, **options) if plain else row.call(row.compute, args, options)
 
-    _table[recording] = row = _row(function, _Function)
+    _recorders.add(recording)
     return recording
 
 
@@ -1111,7 +1135,8 @@ def _add_at(values, index, like):
 
 
 # fmt: off
-relu, sigmoid, _scatter, _gather = map(_recording_function, (_relu, _sigmoid, _add_at, op.getitem))
+relu, sigmoid, _scatter, _gather = [
+    _recording_function(f, _row(f, _Function)) for f in (_relu, _sigmoid, _add_at, op.getitem)]
 for kind, rules in {
     "elementwise": {
         np.sqrt:      lambda g, out, _x: g / (2 * out),              np.cbrt:    lambda g, out, _x: g / (3 * out * out),
@@ -1144,7 +1169,7 @@ for kind, rules in {
         np.swapaxes:  lambda g, _, _a, axis1, axis2: g.swapaxes(axis1, axis2),
         np.transpose: lambda g, _, _a, axes=None: g.T if axes is None else np.moveaxis(g, [*range(g.ndim)], axes),
         np.moveaxis:  lambda g, _, _a, source, destination: np.moveaxis(g, destination, source),
-        np.roll:      lambda g, _, _a, shift, axis=None: np.roll(g, (-np.array(shift, int)).tolist(), axis),
+        np.roll:    lambda g, _, _a, shift, axis=None: np.roll(g, np.negative([shift], dtype=object).tolist()[0], axis),
         np.cumsum:    lambda g, _, _a, axis=None: np.flip(np.cumsum(np.flip(g, axis), axis), axis).reshape(_a.shape),
         np.nan_to_num: lambda g, _, x, *, nan=0.0, posinf=None, neginf=None: np.where(np.isfinite(x), g, 0),
         op.getitem:   lambda g, _, _x, index: _scatter(g, index, _x._at(None) if isinstance(_x, Tensor) else _x),
@@ -1442,6 +1467,15 @@ class _Call:
         return _map(of, self.out)
 
 
+def _derivative(f, argnums, finish):
+    """A function of f's arguments that finishes a call of f; an argument in the place of argnums is refused at once."""
+    given = type(argnums if callable(f) else f).__name__
+    fits = callable(f) and all([isinstance(i, (int, np.integer)) and type(i) is not bool for i in _leaves(argnums)])
+    what = f"grad() and its relatives take a function and positions of its arguments, ints, not {given}"
+    _check(fits, f"{what}: write grad(f)(x), or grad(f, argnums=0)(x)", TypeError)
+    return functools.wraps(f)(lambda *args, **options: finish(_Call(f, argnums, args, options)))
+
+
 def value_and_grad(f: Callable, argnums: int | tuple[int, ...] = 0) -> Callable:
     """A function that returns what f returns, one number, and its gradient.
 
@@ -1465,8 +1499,7 @@ def value_and_grad(f: Callable, argnums: int | tuple[int, ...] = 0) -> Callable:
     >>> value_and_grad(lambda x: (x**3).sum())(np.array([1.0, 2.0]))
     (array(9.), array([ 3., 12.]))
     """
-
-    return functools.wraps(f)(lambda *args, **options: _Call(f, argnums, args, options).value_and_gradient())
+    return _derivative(f, argnums, _Call.value_and_gradient)
 
 
 def grad(f: Callable, argnums: int | tuple[int, ...] = 0) -> Callable:
@@ -1488,7 +1521,7 @@ def grad(f: Callable, argnums: int | tuple[int, ...] = 0) -> Callable:
     >>> grad(grad(grad(np.sin)))(0.0)
     array(-1.)
     """
-    return functools.wraps(f)(lambda *args, **options: _Call(f, argnums, args, options).value_and_gradient()[1])
+    return _derivative(f, argnums, lambda call: call.value_and_gradient()[1])
 
 
 def jacobian(f: Callable, argnums: int | tuple[int, ...] = 0) -> Callable:
@@ -1512,8 +1545,7 @@ def jacobian(f: Callable, argnums: int | tuple[int, ...] = 0) -> Callable:
     array([[2., 0.],
            [0., 4.]])
     """
-
-    return functools.wraps(f)(lambda *args, **options: _Call(f, argnums, args, options).jacobian())
+    return _derivative(f, argnums, _Call.jacobian)
 
 
 def hessian(f: Callable, argnums: int | tuple[int, ...] = 0) -> Callable:
@@ -1607,6 +1639,8 @@ def gradcheck(f: Callable, *args: Any, eps: float = 1e-6, atol: float = 1e-5, rt
     >>> gradcheck(lambda x, y: (x * y).tanh(), 0.5, [1.0, -2.0])
     True
     """
+    nested = any(hasattr(leaf, "dtype") for x in args if isinstance(x, dict) for leaf in _leaves(x))
+    _check(not nested, "gradcheck takes arrays, and no dict: write gradcheck(lambda w: f({'w': w}), w)", TypeError)
     floating = tuple([i for i, x in enumerate(args) if np.asarray(_value_of(x)).dtype.kind == "f"])
     _check(floating, "gradcheck got no float argument to check: integers and booleans have no gradient", TypeError)
     tensors = [Tensor(np.array(_value_of(x), float)) if i in floating else x for i, x in enumerate(args)]
@@ -1779,7 +1813,6 @@ def to_dot(t: Tensor, names: dict[str, Any] | None = None) -> str:
 import ast
 import collections
 import keyword
-import weakref
 
 
 class _Line:
@@ -1833,7 +1866,7 @@ _refusals = {key: f"jit() cannot follow {cause}, as every call brings new values
     ("a Python number", "float(), int(), .item(), a format or math's functions of a Tensor", "use np. functions"),
     ("a NumPy array", "np.asarray() or np.array() of a Tensor", "use np. functions, np.stack for np.array"),
     ("an index", "a Tensor as an axis, a length or in range(), or a result whose shape depends on values",
-     "give a Python int, which tracing fixes, or write np.where(mask, x, 0)")]}
+     "give a Python int, which tracing fixes, or write np.sum(np.where(mask, x, 0)) for np.sum(x[mask])")]}
 # fmt: on
 _made_and_shown = {"__new__", "__array_finalize__", "__array_wrap__", "__repr__", "__str__", "__reduce__", "__doc__"}
 _plain_types = int, bool, str, type(None)  # written as their repr
@@ -1891,7 +1924,7 @@ class _Trace(_Observer):
         raise _Refusal(_refusals.get(what, f"{what} would happen only once under jit(): do it outside"))
 
     def compute(self, row, order, compute, args, options):
-        function, leaves = row.function if row is _row(row.function) else compute, _leaves((args, options))
+        function, leaves = row.function if row is _table.get(row.function, row) else compute, _leaves((args, options))
         # Beside a Tensor, an array is an axis or a length to NumPy's functions that are no ufuncs. Others read it.
         reads, is_ufunc = not hasattr(function, "_implementation"), isinstance(function, np.ufunc)
         given = tuple([self.given(x) if reads or isinstance(x, Tensor) else x for x in args])
