@@ -3709,6 +3709,28 @@ def test_generated_code_makes_the_numpy_calls_and_arrays_of_code_by_hand():
     assert len(operations) <= 24
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_gradients_keep_the_dtype_of_the_argument_under_jit_where_the_loss_has_a_wider_one(dtype):
+    """A number that begins the way back is in the dtype of what it spreads over, whatever the result's."""
+    x, wide = np.array([[1.0, 2.0], [3.0, 0.5]], dtype), np.array([0.1, 0.3])
+    for reduce in np.sum, np.mean, np.max, np.var, np.prod, lambda a: a[0, 1], lambda a: np.sum(a, 0)[1]:
+        for constant in wide.sum(), np.float64(0.1), wide:
+
+            def f(a, reduce=reduce, constant=constant):
+                return reduce(np.sin(a)) * 3 + np.sum(constant)
+
+            def second(a, f=f):
+                return np.sum(grad(f)(a) ** 2) + np.float64(0.1)
+
+            def scaled(a, reduce=reduce, constant=constant):
+                return np.sum(reduce(np.sin(a)) * constant)
+
+            for g in f, second, scaled:
+                eager, compiled = grad(g)(x), jit(grad(g))(x)
+                assert eager.dtype == compiled.dtype == dtype
+                np.testing.assert_allclose(compiled, eager, rtol=20 * np.finfo(dtype).eps)
+
+
 # --- Arrays of other libraries ----------------------------------------------------------------------------------------
 
 

@@ -2011,7 +2011,7 @@ class _Trace(_Observer):
                 is_same = a.function is _whole or (ends_alike and thin.like[1:] == a.like[1:])
                 if not is_same or np.broadcast_shapes(*shapes) != like[0]:
                     break
-                args[i] = a = thin
+                args[i] = a = a.dtype.type(thin) if a.function is _whole else thin  # a number keeps the dtype
             if isinstance(a, np.floating) and any(b.dtype == a.dtype and not b.weak for b in others):
                 args[i] = int(a) if a and a.is_integer() else a.item()
         return tuple(args)
@@ -2074,7 +2074,7 @@ class _Trace(_Observer):
         needed = collections.Counter([x for x in results if isinstance(x, _Line)])
         for line in filter(needed.__contains__, reversed(self.lines.values())):
             needed.update([x for x in _leaves((line.args, line.options)) if isinstance(x, _Line)])
-        statements, is_back, heading = [], False, iter(["", "# Backward"])
+        statements, is_back, heading = list[str](), False, iter(["", "# Backward"])
         slopes = [(step, {*parts.values()}) for step, parts in self.slopes.items()]
         steps = {lines.pop(): step for step, lines in reversed(slopes) if len(lines) == 1}  # else they are parts of it
         for line in self.lines.values():
