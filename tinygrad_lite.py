@@ -161,11 +161,13 @@ class _Row:
 
     Without VJPs its results are constants. ``compute`` is the quickest way to the value; ``quick`` is the quickest way
     to a Tensor, for calls of ``arity`` arguments without options. ``kind`` says which gradients may be smaller than
-    the arrays that they belong to (see backward).
+    the arrays that they belong to (see backward). The VJPs of a ``linear`` row are given g alone: so many arguments
+    cost as much each as few.
     """
 
-    def __init__(self, function, vjps=()):
+    def __init__(self, function, vjps=(), linear=False):
         self.function = self.compute = function
+        self.linear = linear
         self.define(vjps)
 
     def define(self, vjps, kind=""):
@@ -603,6 +605,8 @@ def _backward(root, g, create_graph=False, stop=1):
             x = values[i]
             if options is None and len(values) == 2:  # the most frequent, and in this form the fastest
                 part = vjps[i](g, out, values[0], values[1])
+            elif row.linear:
+                part = vjps[i](g)
             else:
                 part = vjps[i](g, out, *values, **(options or {}))
             if not part.__class__ is x.__class__ is out.__class__ is _float64:
@@ -893,7 +897,8 @@ class _Function(_Row):
         values = values if isinstance(self.function, np.ufunc) else tuple(map(_as_array, values))
         tensor, kept = super().result(order, nodes, values, out, options), (out, *values)
         if tensor._node and any(x.__class__ is _ndarray and x.size >= _LARGE for x in kept):
-            unread = set.intersection(*[_unread(self.vjps[i], len(kept)) for i, node in enumerate(nodes) if node])
+            vjps = [] if self.linear else [self.vjps[i] for i, node in enumerate(nodes) if node]
+            unread = {*range(len(kept))}.intersection(*[_unread(vjp, len(kept)) for vjp in vjps])
             out, *values = [_Unread(x) if i in unread and x.__class__ is _ndarray else x for i, x in enumerate(kept)]
             tensor._node = order, self, nodes, tuple(values), out, options
         return tensor
@@ -1293,16 +1298,16 @@ def _cross(a, b, axisa=-1, axisb=-1, axisc=-1, axis=None):
     return np.moveaxis(cross, -1, axisc if axis is None else axis)
 
 
-def _concatenate(arrays, axis=0):
-    if axis is None:
+def _join(function, arrays, axis=0):
+    """concatenate or stack: each array gets back its own stretch of the gradient."""
+    if axis is None and function is np.concatenate:
         return np.concatenate([*map(np.ravel, arrays)])
-
-    def vjp(i, g, _out, *_arrays):
-        start = sum([array.shape[axis] for array in _arrays[:i]])
-        return g.swapaxes(0, axis)[start : start + _arrays[i].shape[axis]].swapaxes(0, axis)
-
-    row = _Function(np.concatenate, [functools.partial(vjp, i) for i in range(len(arrays))])
-    return row.call(lambda *arrays: np.concatenate(arrays, axis), [*map(_as_tensor, arrays)], {})
+    arrays, axis, is_stack = [*map(_as_tensor, arrays)], op.index(axis), function is np.stack
+    ends = [0, *itertools.accumulate([sum(x.shape[axis:][:1]) for x in arrays])]  # NumPy tells of a wrong axis
+    places = range(len(arrays)) if is_stack else map(slice, ends, ends[1:])
+    before = [slice(None)] * (axis + (axis < 0) * (is_stack + max([x.ndim for x in arrays], default=0)))
+    row = _Function(function, [op.itemgetter((*before, place) if before else place) for place in places], linear=True)
+    return row.call(lambda *arrays: function(arrays, axis), arrays, {})
 
 
 def _einsum(*operands, optimize=False):
@@ -1353,7 +1358,7 @@ def _lengthen(function, *arys):
 # fmt: off
 for names, expression in {
     "amax": np.max, **{f"atleast_{n}d": functools.partial(_lengthen, getattr(np, f"atleast_{n}d")) for n in (1, 2, 3)},
-    "amin": np.min, "stack": lambda arrays, axis=0: np.concatenate([np.expand_dims(a, axis) for a in arrays], axis),
+    "amin": np.min, "stack": functools.partial(_join, np.stack),
     "average": _average, "sort": lambda a, axis=-1, kind=None: np.take_along_axis(a, np.argsort(a, axis, kind), axis),
     "clip": _clip, "hstack": lambda tup: np.concatenate([np.atleast_1d(a) for a in tup], int(np.ndim(tup[0]) > 1)),
     "copy": lambda a: +a, "trace": lambda a, offset=0, axis1=0, axis2=1: np.diagonal(a, offset, axis1, axis2).sum(-1),
@@ -1365,7 +1370,8 @@ for names, expression in {
     "median": _median, "outer": lambda a, b: np.ravel(a)[:, None] * np.ravel(b), "linalg.matrix_transpose": _mT,
     "linalg.tensordot tensordot": _tensordot, "deg2rad radians": lambda x: x * (math.pi / 180), "matrix_transpose": _mT,
     "rad2deg degrees": lambda x: x * (180 / math.pi), "vdot": lambda a, b: np.ravel(a) @ np.ravel(b),
-    "square": lambda x: x * x, "reciprocal": lambda x: 1 / x, "ndim shape size": None, "concatenate": _concatenate,
+    "square": lambda x: x * x, "reciprocal": lambda x: 1 / x, "ndim shape size": None,
+    "concatenate": functools.partial(_join, np.concatenate),
     "diff": _diff, "full_like": lambda a, fill_value, dtype=None, *, shape=None: (
         _whole(_as_tensor(fill_value) if np.ndim(fill_value) else fill_value, np.zeros_like(a, dtype, shape=shape))),
     **{name: functools.partial(_move, getattr(np, name)) for name in (
@@ -1602,7 +1608,7 @@ def jvp(f: Callable, args: tuple, tangents: tuple) -> tuple[Any, Any]:
     call, tangents = _Call(f, (*range(len(args)),), args, {}), tuple(map(_as_tensor, _leaves(tangents)))
 
     def back(us):  # from the results as if they had come together in one number
-        joined = _Row(lambda *_: 0.0, [lambda *_, u=u: u for u in _leaves(us)])
+        joined = _Row(lambda *_: 0.0, [lambda _, u=u: u for u in _leaves(us)], linear=True)
         root = joined.call(joined.compute, _leaves(call.out), {})._node
         return sum([np.sum(g * t) for g, t in zip(call.gradients(root, 1.0, True), tangents, strict=True)])
 
@@ -1942,9 +1948,9 @@ class _Trace(_Observer):
         if function in (np.shape, np.ndim, np.size, np.result_type):
             return given, out
         args, options = _map(self.line_of, (tuple(args), options))
-        code = (frame := _caller()).f_code
+        code, near = (frame := _caller()).f_code, frame.f_locals  # which Python puts together anew whenever it is read
         for name in code.co_varnames + code.co_cellvars + code.co_freevars + code.co_names:
-            self.name(frame.f_locals.get(name, frame.f_globals.get(name)), name)
+            self.name(near.get(name, frame.f_globals.get(name)), name)
         line = self.line(function, args, options, _like(out))
         if not isinstance(out, (tuple, list)):
             return given, self.value(line, out, leaves)
@@ -2069,7 +2075,7 @@ class _Trace(_Observer):
                 is_same = a.function is _whole or (ends_alike and thin.like[1:] == a.like[1:])
                 if not is_same or np.broadcast_shapes(*shapes) != like[0]:
                     break
-                args[i] = a = thin
+                args[i] = a = a.dtype.type(thin) if a.function is _whole else thin  # a number keeps the dtype
             if isinstance(a, np.floating) and any(b.dtype == a.dtype and not b.weak for b in others):
                 args[i] = int(a) if a and a.is_integer() else a.item()
         return tuple(args)
@@ -2134,7 +2140,7 @@ class _Trace(_Observer):
         needed = collections.Counter([x for x in results if isinstance(x, _Line)])
         for line in filter(needed.__contains__, reversed(self.lines.values())):
             needed.update([x for x in _leaves((line.args, line.options)) if isinstance(x, _Line)])
-        statements, is_back = [], False
+        statements, is_back, heading = list[str](), False, iter(["", "# Backward"])
         slopes = [(step, {*parts.values()}) for step, parts in self.slopes.items()]
         steps = {lines.pop(): step for step, lines in reversed(slopes) if len(lines) == 1}  # else they are parts of it
         for line in self.lines.values():
@@ -2149,7 +2155,7 @@ class _Trace(_Observer):
             self.texts[line] = name = self.unique(name or "tg"[is_back])
             step = [x if x.isidentifier() else f"({_plain_text(x)})" if 3 < len(x) < 40 else "..." for x in step]
             comment = f"d {' / d '.join(step)}, " * bool(step) + str(line.shape).replace("None", "several arrays")
-            statements += ["", "# Backward"] * (is_back and "# Backward" not in statements)
+            statements += heading if is_back else []  # the first time
             statements.append(f"{name} = {_plain_text(call)}  # {comment}")
             if line.function is _add_at:
                 values, index = map(self.show, line.args)
@@ -2234,7 +2240,7 @@ def _generate(f, args, options):
     results = _leaves(out)
     arrays = [x for x in results if isinstance(x, _Line) and x.shape is not None]
     statements, texts = trace.body(results), [_plain_text(trace.show(x)) for x in results]
-    shapes = [str(x.shape) for x in arrays if not any(trace.texts[x].isidentifier() for x in arrays)]
+    shapes = [] if any(trace.texts[x].isidentifier() for x in arrays) else [str(x.shape) for x in arrays]
     last = f"return {', '.join(texts)}" + f"  # {', '.join(shapes)}" * bool(shapes)
     known = {text: line for line, text in trace.texts.items() if line.function is None}  # given, or read from outside
     facts = ", ".join([f"{text} {'is fixed' if line.shape is None else line.shape}" for text, line in known.items()])
