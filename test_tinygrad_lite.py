@@ -321,6 +321,7 @@ CATALOGUE |= {
         Own([1, 2, 3], None, A(3, of="positive")),
     ],
     "cumsum": [Call(X), Call(X, 0), Call(X, axis=-1), Call(A(4)), Own(S), Call(N, 1), Own(A(0, 2), axis=0)],
+    "ldexp": [Own(X, 2), Own(S, np.array([1, -2])), Own(A(2, 1), np.array([0, 3, -1], np.int8)), Own(V, -3)],
     "cumprod": [Own(X), Own(X, 0), Own(X, axis=-1), Own(A(5)), Own(S), Own(N, 1), Own(A(0, 2), axis=0), Own(A(2, 0))],
     "diff": [
         *[Call(A(5)), Call(X), Call(X, 1, 0), Call(X, n=2, axis=-1), Own(X, 0), Own(A(4), 4)],
@@ -1310,6 +1311,66 @@ def test_arctan2_does_not_square_what_is_too_large_or_too_small_for_that(dtype):
         by_x = grad(lambda x, number=number: np.arctan2(number, x).sum())(number.astype(float))
         np.testing.assert_allclose(by_y, 0.5 / number.astype(float), rtol=1e-6)
         np.testing.assert_allclose(by_x, -0.5 / number.astype(float), rtol=1e-6)
+
+
+FLOATS = [np.float16, np.float32, np.float64]
+
+
+def assert_close_where_it_can_be_told(found: Any, expected: Any) -> None:
+    """The same to the precision of what was found, where the right number is 0 or a normal number of that dtype."""
+    limits = np.finfo(found.dtype)
+    told = (expected == 0) | ((np.abs(expected) > limits.tiny) & (np.abs(expected) < limits.max / 2))
+    np.testing.assert_allclose(found[told], expected[told].astype(found.dtype), rtol=float(limits.eps) * 40)
+
+
+SLOPES: dict[str, Any] = {  # with closed forms, for numbers of much larger exponents
+    "sqrt": (np.sqrt, lambda x: 1 / np.sqrt(x) / 2, "positive"),
+    "cbrt": (np.cbrt, lambda x: 1 / (3 * np.cbrt(x) ** 2), "any"),
+    "log": (np.log, lambda x: 1 / x, "positive"),
+    "log2": (np.log2, lambda x: 1 / x / np.log(np.longdouble(2)), "positive"),
+    "log10": (np.log10, lambda x: 1 / x / np.log(np.longdouble(10)), "positive"),
+    "log1p": (np.log1p, lambda x: 1 / (1 + x), "positive"),
+    "tan": (np.tan, lambda x: 1 + np.tan(x) ** 2, "any"),
+    "arctan": (np.arctan, lambda x: 1 / (1 + x * x), "any"),
+    "arcsinh": (np.arcsinh, lambda x: 1 / np.sqrt(1 + x * x), "any"),
+    "arccosh": (np.arccosh, lambda x: 1 / np.sqrt(x - 1) / np.sqrt(x + 1), "above 1"),
+    "arcsin": (np.arcsin, lambda x: 1 / np.sqrt((1 - x) * (1 + x)), "inside"),
+    "arctanh": (np.arctanh, lambda x: 1 / ((1 - x) * (1 + x)), "inside"),
+    "square": (np.square, lambda x: 2 * x, "any"),
+    "reciprocal": (np.reciprocal, lambda x: -1 / x / x, "any"),
+    "sinh": (np.sinh, np.cosh, "any"),
+    "cosh": (np.cosh, np.sinh, "any"),
+    "exp": (np.exp, np.exp, "any"),
+    "power": (lambda x: x**1.5, lambda x: 1.5 * np.sqrt(x), "positive"),
+    "cubes": (lambda x: x**3, lambda x: 3 * x * x, "any"),
+    "hypot": (lambda x: 200 * np.hypot(x / 400, 1), lambda x: x / np.hypot(x, 400 + 0 * x) / 2, "any"),
+    "arctan2": (lambda x: np.arctan2(x, 1), lambda x: 1 / (1 + x * x), "any"),
+    "arctan2 by x": (lambda x: np.arctan2(1, x), lambda x: -1 / (1 + x * x), "any"),
+    "logaddexp": (lambda x: np.logaddexp(x, 1), lambda x: 1 / (1 + np.exp(1 - x)), "any"),
+    "divide": (lambda x: 3 / x, lambda x: -3 / x / x, "any"),
+}
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("name", SLOPES)
+@pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid", "ignore:underflow", "ignore:divide")
+def test_slopes_are_right_at_every_magnitude_of_a_dtype(name, dtype):
+    f, slope, domain = SLOPES[name]
+    limits = np.finfo(dtype)
+    exponents = np.linspace(np.log10(np.longdouble(limits.tiny)), np.log10(np.longdouble(limits.max)) - 1e-3, 300)
+    x = (np.longdouble(10) ** exponents).astype(dtype)
+    x = {"any": np.concatenate([x, -x]), "above 1": x[x > 1], "inside": x[x < 1]}.get(domain, x)
+    x = x[np.isfinite(f(x))]
+    g, expected = grad(lambda x: np.sum(f(x)))(x), slope(x.astype(np.longdouble))
+    assert_close_where_it_can_be_told(g, expected)
+    assert (g[np.abs(expected) > 2 * limits.smallest_subnormal] != 0).all()
+
+
+def test_hypot_of_large_numbers_with_a_large_gradient_does_not_overflow_before_the_result():
+    x = np.float16([300, 400])
+    t = leaf(x, np.float16)
+    np.hypot(t[0], t[1]).backward(np.float16(400))
+    np.testing.assert_allclose(t.grad, [240, 320], rtol=1e-3)
 
 
 def test_averages_of_many_small_floats_do_not_overflow_and_of_none_are_nan_as_in_numpy():
@@ -3690,6 +3751,7 @@ CASES = {
     log2: np.log2(p)
     log10: np.log10(p)
     log1p: np.log1p(p)
+    ldexp: np.ldexp(x, 3)
     reciprocal: np.reciprocal(p)
     arccosh: np.arccosh(p + 1)
     arcsin: np.arcsin(x / 9)
