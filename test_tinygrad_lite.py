@@ -1316,11 +1316,84 @@ def test_arctan2_does_not_square_what_is_too_large_or_too_small_for_that(dtype):
 FLOATS = [np.float16, np.float32, np.float64]
 
 
+def product_of_all_but(x: Any, *left_out: int) -> Any:
+    return np.prod(np.delete(x.astype(np.longdouble), left_out))
+
+
 def assert_close_where_it_can_be_told(found: Any, expected: Any) -> None:
     """The same to the precision of what was found, where the right number is 0 or a normal number of that dtype."""
     limits = np.finfo(found.dtype)
     told = (expected == 0) | ((np.abs(expected) > limits.tiny) & (np.abs(expected) < limits.max / 2))
     np.testing.assert_allclose(found[told], expected[told].astype(found.dtype), rtol=float(limits.eps) * 40)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("axis", [None, 0, -1, (0, 2), (2, 1), ()])
+def test_products_with_a_gradient_are_numpys_bit_for_bit(dtype, axis):
+    x = np.random.default_rng(5).uniform(0.8, 1.2, (9, 7, 13)).astype(dtype)
+    for keepdims in (False, True):
+
+        def f(x, keepdims=keepdims):
+            return np.prod(x, axis, keepdims=keepdims)
+
+        for found in (f(leaf(x, dtype)).data, jit(f)(x), jvp(f, (x,), (x,))[0]):
+            np.testing.assert_array_equal(found, f(x), strict=True)
+    if not isinstance(axis, tuple):
+        np.testing.assert_array_equal(np.cumprod(leaf(x, dtype), axis).data, np.cumprod(x, axis), strict=True)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("zeros", [0, 1, 2])
+@pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid", "ignore:underflow")
+def test_derivatives_of_products_are_right_whatever_overflows_between_the_factors(dtype, zeros):
+    largest, numbers = np.log10(float(np.finfo(dtype).max)), np.random.default_rng(zeros)
+    for _ in range(30):
+        x = (10 ** numbers.uniform(-0.9 * largest, 0.9 * largest, 7) * numbers.choice([-1, 1], 7)).astype(dtype)
+        x[numbers.permutation(7)[:zeros]] = 0
+        first = np.array([product_of_all_but(x, i) for i in range(7)])
+        for g in (grad(np.prod)(x), jit(grad(np.prod))(x), grad(lambda x: np.sum(np.cumprod(x)[-1:]))(x)):
+            assert g.dtype == dtype
+            assert_close_where_it_can_be_told(g, first)
+        second = np.array([[(i != j) * product_of_all_but(x, i, j) for i in range(7)] for j in range(7)])
+        factors = np.where(x == 0, 1, x)
+        size = np.abs([product_of_all_but(factors, i) for i in range(7)])
+        rows = (size > np.finfo(dtype).tiny) & (
+            size < np.finfo(dtype).max / 2
+        )  # where the first derivative can be told
+        for h in (hessian(np.prod)(x), jit(hessian(np.prod))(x)):
+            assert_close_where_it_can_be_told(h[rows], second[rows])
+        x, c = np.abs(x), numbers.uniform(0.5, 2, 7).astype(dtype)
+        sums = [sum(c[j] * product_of_all_but(x[: j + 1], i) for j in range(i, 7)) for i in range(7)]
+        for g in (grad(lambda x, c=c: np.cumprod(x) @ c)(x), jit(grad(lambda x, c: np.cumprod(x) @ c))(x, c)):
+            assert_close_where_it_can_be_told(g, np.array(sums))
+
+
+@pytest.mark.parametrize("x", [[2.0, 0, 3, 5, 1], [0.0, 2, 0, 3, 1], [1.0, -2, 3, 0.5, 0], [0.0, 0, 0, 0, 0]])
+def test_second_derivatives_of_running_products_are_those_of_the_products_one_by_one(x):
+    def one_by_one(x):
+        return sum(math.prod([x[i] for i in range(j)]) ** 2 + math.prod([x[i] for i in range(j)]) for j in range(1, 6))
+
+    def running(x):
+        return np.sum(np.cumprod(x) ** 2 + np.cumprod(x))
+
+    expected = hessian(one_by_one)(np.array(x))
+    for h in (hessian(running), jit(hessian(running)), jacobian(grad(running))):
+        np.testing.assert_allclose(h(np.array(x)), expected, rtol=1e-12)
+    by_both = jacobian(grad(lambda x, c: np.cumprod(x) @ c), 1)(np.array(x), np.zeros(5))
+    expected = [[j >= i and math.prod(np.delete(x[: j + 1], i)) for j in range(5)] for i in range(5)]
+    np.testing.assert_allclose(by_both, np.array(expected, float), rtol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_products_that_met_infinity_on_another_way_are_those_of_numpy():
+    x = np.tile([2, 0.5], 128).astype(np.float32)
+    value, g = value_and_grad(np.prod)(x)
+    assert value == 1
+    np.testing.assert_array_equal(g, 1 / x)
+    x = np.array([1e200, 1e-200, 1e200, 1e-200])
+    np.testing.assert_allclose(value_and_grad(np.prod)(x)[1], 1 / x)
+    x = np.array([[1.0, 1e200, 1e200], [1e-200, 1e-300, 0.0]])
+    np.testing.assert_array_equal(grad(lambda x: np.sum(np.cumprod(x, 1)[:, 0]))(x), [[1, 0, 0], [1, 0, 0]])
 
 
 SLOPES: dict[str, Any] = {  # with closed forms, for numbers of much larger exponents
@@ -4045,7 +4118,7 @@ def test_shapes_that_dask_does_not_know_are_errors_and_not_nan():
     w = Tensor(PLAIN["W"], requires_grad=True)
     backward = (lambda y: np.var(y, 0).sum().backward(), lambda y: (y**2).mean().backward())
     with nothing_is_fetched():
-        for f in (lambda _: np.prod(Tensor(part), 0), *backward):
+        for f in (lambda _: np.prod(Tensor(part, requires_grad=True), 0).sum().backward(), *backward):
             with pytest.raises(ValueError, match=r"nan|NaN"):
                 f(Tensor(part) @ w)
     assert w.grad is None

@@ -1054,6 +1054,54 @@ def _nonzero(x):
     return np.where(x == 0, 1, x)
 
 
+def _scaled(x, exponents):
+    """x * 2.0**exponents, without an overflow on the way."""
+    return np.ldexp(x, np.clip(exponents, -9999, 9999).astype(np.intc))
+
+
+def _near_1(x):
+    """x with powers of 2 taken out, so that products of neighbours along the last axis are all near 1, or 0.
+
+    Returns that, the exponents, and their sums up to each place: what is left is the product over such a power of 2.
+    """
+    size = np.abs(x._at(None) if isinstance(x, Tensor) else x)
+    sums = np.rint(np.cumsum(np.log2(np.where((size > 0) & (size < math.inf), size, 1).astype(float)), -1))
+    exponents = sums - np.concatenate([np.zeros_like(sums[..., :1]), sums[..., :-1]], -1)
+    return _scaled(x, -exponents), exponents, sums
+
+
+def _before(x):
+    """For each element the product of all before it along the last axis."""
+    return np.concatenate([np.ones_like(x[..., :1]), np.cumprod(x[..., :-1], -1)], -1)
+
+
+def _prod_vjp(g, _out, a, axis=None, *, keepdims=False):
+    """g times the product of the other factors, without division: zeros among them do no harm at any order."""
+    axes, (x, exponents, sums) = _axes(a, axis), _near_1(_merged(a, axis))
+    over = tuple([a.shape[i] for i in axes])
+    g = g.reshape(_reduced(a, axis, keepdims=False))[..., None] * _before(x) * np.flip(_before(np.flip(x, -1)), -1)
+    g = _scaled(g, sums[..., -1:] - exponents).reshape(g.shape[:-1] + over)
+    return np.moveaxis(g, [*range(-len(axes), 0)], axes)
+
+
+def _cumprod_vjp(g, _out, a, axis=None):
+    """Without division too: sums of g times the factors between, in log2(n) steps (Hillis and Steele, 1986).
+
+    They are g * 2.0**powers at each step, so that nothing overflows before the gradient does.
+    """
+    x, g = [np.moveaxis(np.ravel(x) if axis is None else np.atleast_1d(x), axis or 0, -1) for x in (a, g)]
+    x, exponents, sums = _near_1(x)
+    powers, between, n = sums, x[..., 1:], 1
+    while n < g.shape[-1]:
+        here, after, low, high = g[..., :-n], between * g[..., n:], powers[..., :-n], powers[..., n:]
+        top = np.where(after == 0, low, np.where(here == 0, high, np.maximum(low, high)))
+        near = _scaled(here, low - top) + _scaled(after, high - top)
+        g, powers = np.concatenate([near, g[..., -n:]], -1), np.concatenate([top, powers[..., -n:]], -1)
+        between, n = between[..., :-n] * between[..., n:], 2 * n
+    g = _scaled(_before(x) * g, powers - exponents)
+    return np.moveaxis(g, -1, axis or 0).reshape(a.shape)
+
+
 def _share(g, out, a, axis=None, *, keepdims=False):
     """The gradient of max and min: to the elements that are it, in equal shares where there are ties."""
     hit = ((a == out.reshape(_reduced(a, axis))) | (a != a)).astype(g.dtype)  # nan is its own maximum
@@ -1121,6 +1169,7 @@ for kind, rules in {
         np.flip:      lambda g, _, _m, axis=None: np.flip(g, axis),   np.broadcast_to: lambda g, _, _a, shape: g,
         np.ravel:     lambda g, _, _a: g.reshape(_a.shape), np.expand_dims: lambda g, _, _a, axis: g.reshape(_a.shape),
         np.squeeze:   lambda g, _, _a, axis=None: g.reshape(_a.shape), np.max: _share,        np.min: _share,
+        np.prod: _prod_vjp,                                           np.cumprod: _cumprod_vjp,
         np.reshape:   lambda g, _, _a, shape=None, *, newshape=None: g.reshape(_a.shape),
         np.swapaxes:  lambda g, _, _a, axis1, axis2: g.swapaxes(axis1, axis2),
         np.transpose: lambda g, _, _a, axes=None: g.T if axes is None else np.moveaxis(g, [*range(g.ndim)], axes),
@@ -1162,22 +1211,6 @@ def _clip(a, a_min=None, a_max=None, *, min=None, max=None):
     low, high = a_min if min is None else min, a_max if max is None else max
     a = a if low is None else np.where(np.less(a, low) | np.not_equal(low, low), low, a)
     return a if high is None else np.where(np.greater(a, high) | np.not_equal(high, high), high, a)
-
-
-def _prod(a, axis=None, *, keepdims=False):
-    """As a tree of products, without division: zeros among the factors do no harm at any order."""
-    shape, a = _reduced(a, axis, keepdims), _merged(a, axis)
-    while (n := a.shape[-1]) > 1:
-        a = np.concatenate([a[..., : n // 2] * a[..., n // 2 : n // 2 * 2], a[..., n // 2 * 2 :]], -1)
-    return (a if n else a.sum(-1) + 1).reshape(shape)
-
-
-def _cumprod(a, axis=None):
-    """In log2(n) steps (Hillis and Steele, 1986), without division too."""
-    a, n = np.ravel(a) if axis is None else np.moveaxis(np.atleast_1d(a), axis, 0), 1
-    while n < len(a):
-        a, n = np.concatenate([a[:n], a[n:] * a[:-n]]), 2 * n
-    return a if axis is None else np.moveaxis(a, 0, axis)
 
 
 def _root(x, p=2):
@@ -1312,24 +1345,23 @@ for names, expression in {
     "copy": lambda a: +a, "trace": lambda a, offset=0, axis1=0, axis2=1: np.diagonal(a, offset, axis1, axis2).sum(-1),
     "cross": _cross, "fmax": lambda x, y: np.where(np.greater_equal(x, y) | np.not_equal(y, y), x, y),
     "fabs": abs, "inner": lambda a, b: np.dot(a, b) if 0 in (np.ndim(a), np.ndim(b)) else np.tensordot(a, b, (-1, -1)),
-    "cumprod": _cumprod, "fmin": lambda x, y: np.where(np.less_equal(x, y) | np.not_equal(y, y), x, y), "prod": _prod,
+    "fmin": lambda x, y: np.where(np.less_equal(x, y) | np.not_equal(y, y), x, y), "square": lambda x: x * x,
     "einsum": _einsum, "dstack": lambda tup: np.concatenate([np.atleast_3d(a) for a in tup], 2), "linalg.norm": _norm,
     "linalg.matmul": op.matmul, "vstack": lambda tup: np.concatenate([np.atleast_2d(a) for a in tup]), "take": _take,
     "median": _median, "outer": lambda a, b: np.ravel(a)[:, None] * np.ravel(b), "linalg.matrix_transpose": _mT,
     "linalg.tensordot tensordot": _tensordot, "deg2rad radians": lambda x: x * (math.pi / 180), "matrix_transpose": _mT,
     "rad2deg degrees": lambda x: x * (180 / math.pi), "vdot": lambda a, b: np.ravel(a) @ np.ravel(b),
-    "square": lambda x: x * x, "reciprocal": lambda x: 1 / x, "ndim shape size": None, "concatenate": _concatenate,
-    "diff": _diff, "full_like": lambda a, fill_value, dtype=None, *, shape=None: (
+    "diff": _diff, "reciprocal": lambda x: 1 / x, "full_like": lambda a, fill_value, dtype=None, *, shape=None: (
         _whole(fill_value, np.zeros_like(a, dtype, shape=shape))),
     **{name: functools.partial(_move, getattr(np, name)) for name in (
         "array_split", "diag", "diagonal", "dsplit", "fliplr", "flipud", "hsplit", "repeat", "rot90", "split",
         "take_along_axis", "tile", "tril", "triu", "vsplit")},
     "pad": lambda array, pad_width, mode="constant": _move(np.pad, array, pad_width, _check(mode in {
         "constant", "edge", "reflect", "symmetric", "wrap"}, f"np.pad with {mode=} has no rule", TypeError) or mode),
-    "dot": lambda a, b: a @ b if np.ndim(a) and 0 < np.ndim(b) < 3 else (
+    "concatenate": _concatenate, "dot": lambda a, b: a @ b if np.ndim(a) and 0 < np.ndim(b) < 3 else (
         np.tensordot(a, b, (-1, -2) if np.ndim(a) and np.ndim(b) else 0)),
     "linalg.slogdet": lambda a: np.linalg.slogdet(np.eye(1))._replace(sign=_sign_of_det(a), logabsdet=_log_of_det(a)),
-    "linalg.solve": lambda a, b: (
+    "ndim shape size": None, "linalg.solve": lambda a, b: (
         _solve(_as_tensor(a), _as_tensor(b)) if np.ndim(b) > 1 else np.linalg.solve(a, np.reshape(b, (-1, 1)))[..., 0]),
     "kron": lambda a, b: (_move(np.kron, a, np.ones(np.shape(b), int)) *
                           _move(lambda numbers, ones: np.kron(ones, numbers), b, np.ones(np.shape(a), int))),
