@@ -502,8 +502,8 @@ def _spread(g, out, x, axis):
 
 def _power_less(x, y):
     """x**(y - 1), but x**0 where x and y are 0: so that y * x**(y - 1), the derivative of x**y, is 0 there too."""
-    if not isinstance(y, (int, float)):
-        return x ** np.where((x == 0) & (y == 0), 0, y - 1)
+    if not isinstance(y, (int, float)):  # from integers a float is taken, as 0 - 1 of unsigned ones is their largest
+        return x ** np.where((x == 0) & (y == 0), 0, y - _as_array(x).dtype.type(1))
     less = y - (y != 0)
     return x if less == 1 and not isinstance(x, Tensor) else np.power(x, less) if x.__class__ is float else x**less
 
