@@ -1445,6 +1445,28 @@ def test_hypot_of_large_numbers_with_a_large_gradient_does_not_overflow_before_t
     np.testing.assert_allclose(t.grad, [240, 320], rtol=1e-3)
 
 
+@pytest.mark.parametrize("weights", [[1.0, -1.0], [0.0, 0.0], [[1.0, 2.0], [3.0, -3.0]]])
+def test_averages_with_weights_of_no_sum_are_an_error_as_in_numpy(weights):
+    x, w = np.ones(np.shape(weights)), np.array(weights)
+
+    def f(x, w):
+        return np.sum(np.average(x, -1, weights=w))
+
+    for g in (f, grad(f), grad(f, 1), jit(f), jit(grad(f)), jit(grad(f, 1))):
+        with pytest.raises(ZeroDivisionError, match="sum to zero"):
+            g(x, w)
+
+
+@pytest.mark.parametrize("f", [np.max, np.min])
+def test_more_ties_than_float16_can_count_share_the_gradient(f):
+    x = np.zeros((70_000, 2), np.float16)
+    for g in (grad(lambda x: np.sum(f(x, 0))), jit(grad(lambda x: np.sum(f(x, axis=0, keepdims=True))))):
+        np.testing.assert_array_equal(g(x), np.full(x.shape, 1 / 70_000, np.float16), strict=True)
+    np.testing.assert_array_equal(grad(f)(x[:, 0] + 1), np.full(70_000, 1 / 70_000, np.float16))
+    g = grad(lambda x: np.var(x) * 60_000)(x + np.float16([0, 0.02]))
+    np.testing.assert_allclose(g[0], [-0.0085, 0.0085], rtol=0.02)
+
+
 def test_averages_of_many_small_floats_do_not_overflow_and_of_none_are_nan_as_in_numpy():
     assert np.average(leaf(np.full(9000, 10), np.float16)).item() == 10.0
     with warnings.catch_warnings():

@@ -1104,8 +1104,9 @@ def _cumprod_vjp(g, _out, a, axis=None):
 
 def _share(g, out, a, axis=None, *, keepdims=False):
     """The gradient of max and min: to the elements that are it, in equal shares where there are ties."""
-    hit = ((a == out.reshape(_reduced(a, axis))) | (a != a)).astype(g.dtype)  # nan is its own maximum
-    return g.reshape(_reduced(a, axis)) * (hit / hit.sum(axis=axis, keepdims=True))
+    hit = (a == out.reshape(_reduced(a, axis))) | (a != a)  # nan is its own maximum
+    # Counted as integers, as there may be more than the dtype of g can tell.
+    return np.where(hit, (g.reshape(_reduced(a, axis)) / hit.sum(axis=axis, keepdims=True)).astype(g.dtype), 0)
 
 
 def _won(g, lost, tied):
@@ -1163,8 +1164,8 @@ for kind, rules in {
         np.logaddexp2: (lambda g, _, x, y: g * sigmoid((x - y) * math.log(2)),
                         lambda g, _, x, y: g * sigmoid((y - x) * math.log(2)))},
     "reduction": {
-        np.var: lambda g, _out, a, axis=None, *, ddof=0, keepdims=False: _spread(g, _out, a, axis) * (
-            (a - a.mean(axis=axis, keepdims=True)) * 2 / max(int(a.size) / max(_out.size, 1) - float(ddof), 0.0))},
+        np.var: lambda g, _out, a, axis=None, *, ddof=0, keepdims=False: (a - a.mean(axis=axis, keepdims=True)) * (
+            _spread(g * (2 / max(int(a.size) / max(_out.size, 1) - float(ddof), 5e-324)), _out, a, axis))},
     "": {
         np.flip:      lambda g, _, _m, axis=None: np.flip(g, axis),   np.broadcast_to: lambda g, _, _a, shape: g,
         np.ravel:     lambda g, _, _a: g.reshape(_a.shape), np.expand_dims: lambda g, _, _a, axis: g.reshape(_a.shape),
@@ -1188,6 +1189,8 @@ _sign_of_det = defvjp(lambda a: np.linalg.slogdet(a)[0], None)
 _log_of_det = defvjp(lambda a: np.linalg.slogdet(a)[1], lambda g, _, a: g[..., None, None] * _mT(np.linalg.inv(a)))
 _solve = defvjp(functools.partial(np.linalg.solve), lambda g, out, a, _b: -(np.linalg.solve(_mT(a), g) @ _mT(out)),
                                                     lambda g, _, a, _b: np.linalg.solve(_mT(a), g))
+# The sum of weights as it is, but with NumPy's error for 0, under jit too.
+_total_weight = defvjp(lambda s: np.average(s[..., None], -1, s[..., None], returned=True)[1], lambda g, _, _s: g)
 # fmt: on
 
 
@@ -1226,7 +1229,8 @@ def _average(a, axis=None, weights=None, *, keepdims=False):
     _check(weights.shape in (a.shape, over), f"np.average of {a.shape} takes weights of {over}, not {weights.shape}")
     weights = weights.astype(np.result_type(weights, a if a.dtype.kind == "f" else np.float64))
     weights = _merged(weights, axis) if weights.shape == a.shape else np.ravel(weights)
-    return ((_merged(a, axis) * weights).sum(-1) / weights.sum(-1)).reshape(_reduced(a, axis, keepdims))
+    total = weights.sum(-1) if _is_foreign(weights) else _total_weight(weights.sum(-1))
+    return ((_merged(a, axis) * weights).sum(-1) / total).reshape(_reduced(a, axis, keepdims))
 
 
 def _median(a, axis=None, *, keepdims=False):
