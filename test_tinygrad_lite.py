@@ -4704,6 +4704,75 @@ def test_exponents_of_integers_do_not_wrap_around(exponent, dtype):
     assert grad(lambda x: np.sum(x ** np.int8([-128])))(np.ones(1)) == -128
 
 
+FLOAT32 = np.float32(1.5)
+OF_ONE = """copy reciprocal fabs deg2rad radians rad2deg degrees square negative positive absolute sqrt exp sum mean max
+    prod var std median ptp average ravel cumsum cumprod nan_to_num atleast_1d"""
+OF_TWO = "add subtract multiply divide power maximum fmax fmin hypot arctan2 remainder logaddexp dot inner outer kron"
+BESIDE = {repr(x): x for x in (2.0, 2, FLOAT32, np.float32([2, 3]))}
+
+
+def after(name: str, other: Any) -> Any:
+    return lambda p: getattr(np, name)(p, other)
+
+
+def before(name: str, other: Any) -> Any:
+    return lambda p: getattr(np, name)(other, p)
+
+
+OF_PYTHON_FLOATS: dict[str, Any] = {
+    **{name: getattr(np, name) for name in OF_ONE.split()},
+    **{f"{name} p {other}": after(name, BESIDE[other]) for name in OF_TWO.split() for other in BESIDE},
+    **{f"{name} {other} p": before(name, BESIDE[other]) for name in OF_TWO.split() for other in BESIDE},
+    "-p": lambda p: -p,
+    "+p": lambda p: +p,
+    "abs": abs,
+    "p**2": lambda p: p**2,
+    "1 - p": lambda p: 1 - p,
+    "clip p": lambda p: np.clip(p, FLOAT32, np.float32(2)),
+    "clip p 0": lambda p: np.clip(p, 0.0, 2),
+    "clip to p": lambda p: np.clip(FLOAT32, p, 5),
+    "clip to p alone": lambda p: np.clip(FLOAT32, p, None),
+    "clip of an int": lambda p: np.clip(2, p, 3),
+    "where": lambda p: np.where(True, p, FLOAT32),
+    "stack": lambda p: np.stack([p, FLOAT32]),
+    "norm": lambda p: np.linalg.norm(np.atleast_1d(p)),
+}
+
+
+@pytest.mark.parametrize("name", OF_PYTHON_FLOATS)
+def test_functions_of_python_floats_have_the_dtype_of_numpy(name):
+    def f(p):
+        return np.sum(OF_PYTHON_FLOATS[name](p) * np.float32(0.1))
+
+    expected = np.asarray(f(1.25))
+    for found in (value_and_grad(f)(1.25)[0], jit(f)(1.25), jit(value_and_grad(f))(1.25)[0]):
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+        assert found.dtype == expected.dtype
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda t: np.clip(1.5, t, t),
+        lambda t: np.clip(1.5, t, None),
+        lambda t: np.clip(2, t, t),
+        lambda t: np.clip(t, 1.5, 9.0),
+        lambda t: np.fmax(t, 1.5),
+        lambda t: np.fmin(1.5, t),
+        lambda t: np.where(t > 0, t, 1.5),
+        lambda t: np.dot(t, 1.5),
+    ],
+)
+@pytest.mark.parametrize("t", [np.float32(1.25), np.float32([1.25, 2]), np.float16(1.25)], ids=repr)
+def test_python_floats_beside_small_floats_have_the_dtype_of_numpy(f, t):
+    def total(t):
+        return np.sum(f(t))
+
+    for found in (value_and_grad(total)(t)[0], jit(total)(t), jit(value_and_grad(total))(t)[0]):
+        np.testing.assert_allclose(found, total(t), rtol=1e-6)
+        assert found.dtype == total(t).dtype
+
+
 def test_nan_is_its_own_maximum_and_passes_clip():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -838,10 +838,15 @@ class _Function(_Row):
         live = [x for x in leaves if isinstance(x, Tensor) and x._node and rule and _thread.recording]
         foreign = any(map(_is_foreign, leaves))
         # What foreign arrays need said in other functions are no ufuncs, which every library has.
-        expressed = self.expression and (live or (foreign and not isinstance(self.function, np.ufunc)))
+        is_ufunc = isinstance(self.function, np.ufunc)
+        expressed = self.expression and (live or (foreign and not is_ufunc))
         if expressed or (live and (options or len(args) != self.arity)):
             args, options = self.arrange(args, options)
         if expressed:
+            # NumPy makes an array of a Python float at first place, but ufuncs only if they are given nothing else.
+            if args and (not is_ufunc or all(_value_of(x).__class__ in _python for x in args)):
+                is_weak = isinstance(args[0], Tensor) and args[0]._value.__class__ is float
+                args = [args[0].astype(float) if is_weak else _as_array(args[0]), *args[1:]]
             return self.expression(*args, **options)
         if len(live) > len([x for x in args if getattr(x, "_node", None)]):
             raise TypeError(f"{_name(self.function)} takes Tensors by position, not by keyword or in a list")
@@ -1200,9 +1205,15 @@ def _mean(a):
 
 
 # The quickest ways to some values. Python's own operators are many times faster on NumPy scalars.
+# What they make of a Python float is one, while np.negative makes a number of NumPy's.
 for function, compute in dict[Any, Any]({np.negative: op.neg, np.positive: op.pos, np.absolute: abs}).items():
     row = _table[function]
-    row.compute, row.quick = compute, _unary(row, compute)
+    row.quick = quick = _unary(row, compute)
+
+    def operator(t, quick=quick, row=row, compute=compute):
+        return row.call(compute, (t,), {}) if t._value.__class__ is float else quick(t)
+
+    setattr(Tensor, f"__{compute.__name__}__", operator)
 for function in np.sum, np.max, np.min:
     _table[function].quick = _unary(_table[function], op.methodcaller(function.__name__))
 _table[np.mean].quick, _table[op.getitem].compute = _unary(_table[np.mean], _mean), _item
