@@ -1511,6 +1511,13 @@ def test_mixed_derivatives_of_powers_at_exponent_zero():
     assert by_y(by_x(by_x(operator.pow)))(0.0) == -0.25
 
 
+@pytest.mark.parametrize("root", [np.linalg.norm, np.std, lambda x: np.hypot(x[0], x[1])])
+def test_derivatives_of_a_root_without_slope_are_zero_as_the_readme_says(root):
+    assert (grad(root)(np.zeros(2)) == 0).all()
+    assert (hessian(lambda x: root(x) ** 2)(np.zeros(2)) == 0).all()
+    assert (hessian(lambda x: np.sum(x * x))(np.zeros(2)) == 2 * np.eye(2)).all()
+
+
 def test_second_derivatives_of_norms_where_a_component_is_zero():
     x = np.array([3.0, 0.0, 4.0])
     for f in (np.linalg.norm, lambda x: np.linalg.norm(x, 2), lambda x: np.linalg.norm(x[None], 2.0, axis=1)[0]):
