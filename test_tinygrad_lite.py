@@ -249,7 +249,6 @@ def elementwise(name: str, *domains: str) -> list[Call]:
     if name in BINARY:  # beside constants of every kind
         first, second = [A(2, 3, of=domain) for domain in domains]
         others: list[Any] = [2, True, np.float32(1.5), np.array([1, 2, 3]), np.array([[True], [True]])]
-        others = others[:-1] if name == "power" else others  # x**y of booleans y has a derivative in float64
         calls += [Own(first, other) for other in others] + [Own(other, second) for other in others]
     return calls
 
@@ -321,6 +320,7 @@ CATALOGUE |= {
         Own([1, 2, 3], None, A(3, of="positive")),
     ],
     "cumsum": [Call(X), Call(X, 0), Call(X, axis=-1), Call(A(4)), Own(S), Call(N, 1), Own(A(0, 2), axis=0)],
+    "ldexp": [Own(X, 2), Own(S, np.array([1, -2])), Own(A(2, 1), np.array([0, 3, -1], np.int8)), Own(V, -3)],
     "cumprod": [Own(X), Own(X, 0), Own(X, axis=-1), Own(A(5)), Own(S), Own(N, 1), Own(A(0, 2), axis=0), Own(A(2, 0))],
     "diff": [
         *[Call(A(5)), Call(X), Call(X, 1, 0), Call(X, n=2, axis=-1), Own(X, 0), Own(A(4), 4)],
@@ -1312,6 +1312,161 @@ def test_arctan2_does_not_square_what_is_too_large_or_too_small_for_that(dtype):
         np.testing.assert_allclose(by_x, -0.5 / number.astype(float), rtol=1e-6)
 
 
+FLOATS = [np.float16, np.float32, np.float64]
+
+
+def product_of_all_but(x: Any, *left_out: int) -> Any:
+    return np.prod(np.delete(x.astype(np.longdouble), left_out))
+
+
+def assert_close_where_it_can_be_told(found: Any, expected: Any) -> None:
+    """The same to the precision of what was found, where the right number is 0 or a normal number of that dtype."""
+    limits = np.finfo(found.dtype)
+    told = (expected == 0) | ((np.abs(expected) > limits.tiny) & (np.abs(expected) < limits.max / 2))
+    np.testing.assert_allclose(found[told], expected[told].astype(found.dtype), rtol=float(limits.eps) * 40)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("axis", [None, 0, -1, (0, 2), (2, 1), ()])
+def test_products_with_a_gradient_are_numpys_bit_for_bit(dtype, axis):
+    x = np.random.default_rng(5).uniform(0.8, 1.2, (9, 7, 13)).astype(dtype)
+    for keepdims in (False, True):
+
+        def f(x, keepdims=keepdims):
+            return np.prod(x, axis, keepdims=keepdims)
+
+        for found in (f(leaf(x, dtype)).data, jit(f)(x), jvp(f, (x,), (x,))[0]):
+            np.testing.assert_array_equal(found, f(x), strict=True)
+    if not isinstance(axis, tuple):
+        np.testing.assert_array_equal(np.cumprod(leaf(x, dtype), axis).data, np.cumprod(x, axis), strict=True)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("zeros", [0, 1, 2])
+@pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid", "ignore:underflow")
+def test_derivatives_of_products_are_right_whatever_overflows_between_the_factors(dtype, zeros):
+    largest, numbers = np.log10(float(np.finfo(dtype).max)), np.random.default_rng(zeros)
+    for _ in range(30):
+        x = (10 ** numbers.uniform(-0.9 * largest, 0.9 * largest, 7) * numbers.choice([-1, 1], 7)).astype(dtype)
+        x[numbers.permutation(7)[:zeros]] = 0
+        first = np.array([product_of_all_but(x, i) for i in range(7)])
+        for g in (grad(np.prod)(x), jit(grad(np.prod))(x), grad(lambda x: np.sum(np.cumprod(x)[-1:]))(x)):
+            assert g.dtype == dtype
+            assert_close_where_it_can_be_told(g, first)
+        second = np.array([[(i != j) * product_of_all_but(x, i, j) for i in range(7)] for j in range(7)])
+        factors = np.where(x == 0, 1, x)
+        size = np.abs([product_of_all_but(factors, i) for i in range(7)])
+        rows = (size > np.finfo(dtype).tiny) & (
+            size < np.finfo(dtype).max / 2
+        )  # where the first derivative can be told
+        for h in (hessian(np.prod)(x), jit(hessian(np.prod))(x)):
+            assert_close_where_it_can_be_told(h[rows], second[rows])
+        x, c = np.abs(x), numbers.uniform(0.5, 2, 7).astype(dtype)
+        sums = [sum(c[j] * product_of_all_but(x[: j + 1], i) for j in range(i, 7)) for i in range(7)]
+        for g in (grad(lambda x, c=c: np.cumprod(x) @ c)(x), jit(grad(lambda x, c: np.cumprod(x) @ c))(x, c)):
+            assert_close_where_it_can_be_told(g, np.array(sums))
+
+
+@pytest.mark.parametrize("x", [[2.0, 0, 3, 5, 1], [0.0, 2, 0, 3, 1], [1.0, -2, 3, 0.5, 0], [0.0, 0, 0, 0, 0]])
+def test_second_derivatives_of_running_products_are_those_of_the_products_one_by_one(x):
+    def one_by_one(x):
+        return sum(math.prod([x[i] for i in range(j)]) ** 2 + math.prod([x[i] for i in range(j)]) for j in range(1, 6))
+
+    def running(x):
+        return np.sum(np.cumprod(x) ** 2 + np.cumprod(x))
+
+    expected = hessian(one_by_one)(np.array(x))
+    for h in (hessian(running), jit(hessian(running)), jacobian(grad(running))):
+        np.testing.assert_allclose(h(np.array(x)), expected, rtol=1e-12)
+    by_both = jacobian(grad(lambda x, c: np.cumprod(x) @ c), 1)(np.array(x), np.zeros(5))
+    expected = [[j >= i and math.prod(np.delete(x[: j + 1], i)) for j in range(5)] for i in range(5)]
+    np.testing.assert_allclose(by_both, np.array(expected, float), rtol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_products_that_met_infinity_on_another_way_are_those_of_numpy():
+    x = np.tile([2, 0.5], 128).astype(np.float32)
+    value, g = value_and_grad(np.prod)(x)
+    assert value == 1
+    np.testing.assert_array_equal(g, 1 / x)
+    x = np.array([1e200, 1e-200, 1e200, 1e-200])
+    np.testing.assert_allclose(value_and_grad(np.prod)(x)[1], 1 / x)
+    x = np.array([[1.0, 1e200, 1e200], [1e-200, 1e-300, 0.0]])
+    np.testing.assert_array_equal(grad(lambda x: np.sum(np.cumprod(x, 1)[:, 0]))(x), [[1, 0, 0], [1, 0, 0]])
+
+
+SLOPES: dict[str, Any] = {  # with closed forms, for numbers of much larger exponents
+    "sqrt": (np.sqrt, lambda x: 1 / np.sqrt(x) / 2, "positive"),
+    "cbrt": (np.cbrt, lambda x: 1 / (3 * np.cbrt(x) ** 2), "any"),
+    "log": (np.log, lambda x: 1 / x, "positive"),
+    "log2": (np.log2, lambda x: 1 / x / np.log(np.longdouble(2)), "positive"),
+    "log10": (np.log10, lambda x: 1 / x / np.log(np.longdouble(10)), "positive"),
+    "log1p": (np.log1p, lambda x: 1 / (1 + x), "positive"),
+    "tan": (np.tan, lambda x: 1 + np.tan(x) ** 2, "any"),
+    "arctan": (np.arctan, lambda x: 1 / (1 + x * x), "any"),
+    "arcsinh": (np.arcsinh, lambda x: 1 / np.sqrt(1 + x * x), "any"),
+    "arccosh": (np.arccosh, lambda x: 1 / np.sqrt(x - 1) / np.sqrt(x + 1), "above 1"),
+    "arcsin": (np.arcsin, lambda x: 1 / np.sqrt((1 - x) * (1 + x)), "inside"),
+    "arctanh": (np.arctanh, lambda x: 1 / ((1 - x) * (1 + x)), "inside"),
+    "square": (np.square, lambda x: 2 * x, "any"),
+    "reciprocal": (np.reciprocal, lambda x: -1 / x / x, "any"),
+    "sinh": (np.sinh, np.cosh, "any"),
+    "cosh": (np.cosh, np.sinh, "any"),
+    "exp": (np.exp, np.exp, "any"),
+    "power": (lambda x: x**1.5, lambda x: 1.5 * np.sqrt(x), "positive"),
+    "cubes": (lambda x: x**3, lambda x: 3 * x * x, "any"),
+    "hypot": (lambda x: 200 * np.hypot(x / 400, 1), lambda x: x / np.hypot(x, 400 + 0 * x) / 2, "any"),
+    "arctan2": (lambda x: np.arctan2(x, 1), lambda x: 1 / (1 + x * x), "any"),
+    "arctan2 by x": (lambda x: np.arctan2(1, x), lambda x: -1 / (1 + x * x), "any"),
+    "logaddexp": (lambda x: np.logaddexp(x, 1), lambda x: 1 / (1 + np.exp(1 - x)), "any"),
+    "divide": (lambda x: 3 / x, lambda x: -3 / x / x, "any"),
+}
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("name", SLOPES)
+@pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid", "ignore:underflow", "ignore:divide")
+def test_slopes_are_right_at_every_magnitude_of_a_dtype(name, dtype):
+    f, slope, domain = SLOPES[name]
+    limits = np.finfo(dtype)
+    exponents = np.linspace(np.log10(np.longdouble(limits.tiny)), np.log10(np.longdouble(limits.max)) - 1e-3, 300)
+    x = (np.longdouble(10) ** exponents).astype(dtype)
+    x = {"any": np.concatenate([x, -x]), "above 1": x[x > 1], "inside": x[x < 1]}.get(domain, x)
+    x = x[np.isfinite(f(x))]
+    g, expected = grad(lambda x: np.sum(f(x)))(x), slope(x.astype(np.longdouble))
+    assert_close_where_it_can_be_told(g, expected)
+    assert (g[np.abs(expected) > 2 * limits.smallest_subnormal] != 0).all()
+
+
+def test_hypot_of_large_numbers_with_a_large_gradient_does_not_overflow_before_the_result():
+    x = np.float16([300, 400])
+    t = leaf(x, np.float16)
+    np.hypot(t[0], t[1]).backward(np.float16(400))
+    np.testing.assert_allclose(t.grad, [240, 320], rtol=1e-3)
+
+
+@pytest.mark.parametrize("weights", [[1.0, -1.0], [0.0, 0.0], [[1.0, 2.0], [3.0, -3.0]]])
+def test_averages_with_weights_of_no_sum_are_an_error_as_in_numpy(weights):
+    x, w = np.ones(np.shape(weights)), np.array(weights)
+
+    def f(x, w):
+        return np.sum(np.average(x, -1, weights=w))
+
+    for g in (f, grad(f), grad(f, 1), jit(f), jit(grad(f)), jit(grad(f, 1))):
+        with pytest.raises(ZeroDivisionError, match="sum to zero"):
+            g(x, w)
+
+
+@pytest.mark.parametrize("f", [np.max, np.min])
+def test_more_ties_than_float16_can_count_share_the_gradient(f):
+    x = np.zeros((70_000, 2), np.float16)
+    for g in (grad(lambda x: np.sum(f(x, 0))), jit(grad(lambda x: np.sum(f(x, axis=0, keepdims=True))))):
+        np.testing.assert_array_equal(g(x), np.full(x.shape, 1 / 70_000, np.float16), strict=True)
+    np.testing.assert_array_equal(grad(f)(x[:, 0] + 1), np.full(70_000, 1 / 70_000, np.float16))
+    g = grad(lambda x: np.var(x) * 60_000)(x + np.float16([0, 0.02]))
+    np.testing.assert_allclose(g[0], [-0.0085, 0.0085], rtol=0.02)
+
+
 def test_averages_of_many_small_floats_do_not_overflow_and_of_none_are_nan_as_in_numpy():
     assert np.average(leaf(np.full(9000, 10), np.float16)).item() == 10.0
     with warnings.catch_warnings():
@@ -1354,6 +1509,13 @@ def test_mixed_derivatives_of_powers_at_exponent_zero():
     by_y, by_x = (lambda f: grad(lambda y: f(2.0, y))), (lambda f: lambda x, y: grad(lambda x: f(x, y))(x))
     assert by_y(by_x(by_x(operator.pow)))(1.0) == 0.5
     assert by_y(by_x(by_x(operator.pow)))(0.0) == -0.25
+
+
+@pytest.mark.parametrize("root", [np.linalg.norm, np.std, lambda x: np.hypot(x[0], x[1])])
+def test_derivatives_of_a_root_without_slope_are_zero_as_the_readme_says(root):
+    assert (grad(root)(np.zeros(2)) == 0).all()
+    assert (hessian(lambda x: root(x) ** 2)(np.zeros(2)) == 0).all()
+    assert (hessian(lambda x: np.sum(x * x))(np.zeros(2)) == 2 * np.eye(2)).all()
 
 
 def test_second_derivatives_of_norms_where_a_component_is_zero():
@@ -4067,6 +4229,7 @@ CASES = {
     log2: np.log2(p)
     log10: np.log10(p)
     log1p: np.log1p(p)
+    ldexp: np.ldexp(x, 3)
     reciprocal: np.reciprocal(p)
     arccosh: np.arccosh(p + 1)
     arcsin: np.arcsin(x / 9)
@@ -4360,7 +4523,7 @@ def test_shapes_that_dask_does_not_know_are_errors_and_not_nan():
     w = Tensor(PLAIN["W"], requires_grad=True)
     backward = (lambda y: np.var(y, 0).sum().backward(), lambda y: (y**2).mean().backward())
     with nothing_is_fetched():
-        for f in (lambda _: np.prod(Tensor(part), 0), *backward):
+        for f in (lambda _: np.prod(Tensor(part, requires_grad=True), 0).sum().backward(), *backward):
             with pytest.raises(ValueError, match=r"nan|NaN"):
                 f(Tensor(part) @ w)
     assert w.grad is None
@@ -5100,6 +5263,94 @@ def test_small_integers_as_base_and_booleans_as_exponent():
     x = leaf([2.0, 2.0])
     (x ** np.array([True, False])).sum().backward()
     np.testing.assert_array_equal(x.grad, [1.0, 0.0])
+
+
+@pytest.mark.parametrize("exponent", [*"BHIQbhiq?"])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_exponents_of_integers_do_not_wrap_around(exponent, dtype):
+    integer, x = np.dtype(exponent).type, np.array([3, 0.5, 2], dtype)
+    for y in (np.array([0, 1, 2]).astype(integer), integer(0), integer(1), np.array(2).astype(integer)):
+        e = np.asarray(y, float)
+        first, second = e * x.astype(float) ** (e - 1), e * (e - 1) * x.astype(float) ** (e - 2)
+        for wrap in (lambda f: f, jit):
+            g = wrap(grad(lambda x, y: np.sum(x**y)))(x, y)
+            assert g.dtype == dtype
+            np.testing.assert_allclose(g, first, rtol=1e-2 if dtype == np.float16 else 1e-5)
+            h = wrap(hessian(lambda x, y: np.sum(x**y)))(x, y)
+            np.testing.assert_allclose(np.diag(h), second, rtol=1e-2 if dtype == np.float16 else 1e-5)
+        zero = np.zeros(3, dtype)
+        by_floats = grad(lambda x, e=e: np.sum(x ** e.astype(x.dtype)))(zero)
+        np.testing.assert_array_equal(grad(lambda x, y=y: np.sum(x**y))(zero), by_floats)
+    assert grad(lambda x: np.sum(x ** np.int8([-128])))(np.ones(1)) == -128
+
+
+FLOAT32 = np.float32(1.5)
+OF_ONE = """copy reciprocal fabs deg2rad radians rad2deg degrees square negative positive absolute sqrt exp sum mean max
+    prod var std median ptp average ravel cumsum cumprod nan_to_num atleast_1d"""
+OF_TWO = "add subtract multiply divide power maximum fmax fmin hypot arctan2 remainder logaddexp dot inner outer kron"
+BESIDE = {repr(x): x for x in (2.0, 2, FLOAT32, np.float32([2, 3]))}
+
+
+def after(name: str, other: Any) -> Any:
+    return lambda p: getattr(np, name)(p, other)
+
+
+def before(name: str, other: Any) -> Any:
+    return lambda p: getattr(np, name)(other, p)
+
+
+OF_PYTHON_FLOATS: dict[str, Any] = {
+    **{name: getattr(np, name) for name in OF_ONE.split()},
+    **{f"{name} p {other}": after(name, BESIDE[other]) for name in OF_TWO.split() for other in BESIDE},
+    **{f"{name} {other} p": before(name, BESIDE[other]) for name in OF_TWO.split() for other in BESIDE},
+    "-p": lambda p: -p,
+    "+p": lambda p: +p,
+    "abs": abs,
+    "p**2": lambda p: p**2,
+    "1 - p": lambda p: 1 - p,
+    "clip p": lambda p: np.clip(p, FLOAT32, np.float32(2)),
+    "clip p 0": lambda p: np.clip(p, 0.0, 2),
+    "clip to p": lambda p: np.clip(FLOAT32, p, 5),
+    "clip to p alone": lambda p: np.clip(FLOAT32, p, None),
+    "clip of an int": lambda p: np.clip(2, p, 3),
+    "where": lambda p: np.where(True, p, FLOAT32),
+    "stack": lambda p: np.stack([p, FLOAT32]),
+    "norm": lambda p: np.linalg.norm(np.atleast_1d(p)),
+}
+
+
+@pytest.mark.parametrize("name", OF_PYTHON_FLOATS)
+def test_functions_of_python_floats_have_the_dtype_of_numpy(name):
+    def f(p):
+        return np.sum(OF_PYTHON_FLOATS[name](p) * np.float32(0.1))
+
+    expected = np.asarray(f(1.25))
+    for found in (value_and_grad(f)(1.25)[0], jit(f)(1.25), jit(value_and_grad(f))(1.25)[0]):
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+        assert found.dtype == expected.dtype
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda t: np.clip(1.5, t, t),
+        lambda t: np.clip(1.5, t, None),
+        lambda t: np.clip(2, t, t),
+        lambda t: np.clip(t, 1.5, 9.0),
+        lambda t: np.fmax(t, 1.5),
+        lambda t: np.fmin(1.5, t),
+        lambda t: np.where(t > 0, t, 1.5),
+        lambda t: np.dot(t, 1.5),
+    ],
+)
+@pytest.mark.parametrize("t", [np.float32(1.25), np.float32([1.25, 2]), np.float16(1.25)], ids=repr)
+def test_python_floats_beside_small_floats_have_the_dtype_of_numpy(f, t):
+    def total(t):
+        return np.sum(f(t))
+
+    for found in (value_and_grad(total)(t)[0], jit(total)(t), jit(value_and_grad(total))(t)[0]):
+        np.testing.assert_allclose(found, total(t), rtol=1e-6)
+        assert found.dtype == total(t).dtype
 
 
 def test_nan_is_its_own_maximum_and_passes_clip():

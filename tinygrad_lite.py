@@ -508,8 +508,8 @@ def _spread(g, out, x, axis):
 
 def _power_less(x, y):
     """x**(y - 1), but x**0 where x and y are 0: so that y * x**(y - 1), the derivative of x**y, is 0 there too."""
-    if not isinstance(y, (int, float)):
-        return x ** np.where((x == 0) & (y == 0), 0, y - 1)
+    if not isinstance(y, (int, float)):  # from integers a float is taken, as 0 - 1 of unsigned ones is their largest
+        return x ** np.where((x == 0) & (y == 0), 0, y - _as_array(x).dtype.type(1))
     less = y - (y != 0)
     return x if less == 1 and not isinstance(x, Tensor) else np.power(x, less) if x.__class__ is float else x**less
 
@@ -866,10 +866,15 @@ class _Function(_Row):
         live = [x for x in leaves if isinstance(x, Tensor) and x._node and rule and _thread.recording]
         foreign = any(map(_is_foreign, leaves))
         # What foreign arrays need said in other functions are no ufuncs, which every library has.
-        expressed = self.expression and (live or (foreign and not isinstance(self.function, np.ufunc)))
+        is_ufunc = isinstance(self.function, np.ufunc)
+        expressed = self.expression and (live or (foreign and not is_ufunc))
         if expressed or (live and (options or len(args) != self.arity)):
             args, options = self.arrange(args, options)
         if expressed:
+            # NumPy makes an array of a Python float at first place, but ufuncs only if they are given nothing else.
+            if args and (not is_ufunc or all(_value_of(x).__class__ in _python for x in args)):
+                is_weak = isinstance(args[0], Tensor) and args[0]._value.__class__ is float
+                args = [args[0].astype(float) if is_weak else _as_array(args[0]), *args[1:]]
             return self.expression(*args, **options)
         if len(live) > len([x for x in args if getattr(x, "_node", None)]):
             raise TypeError(f"{_name(self.function)} takes Tensors one by one, by position: no list, dict or keyword")
@@ -1103,10 +1108,59 @@ def _nonzero(x):
     return np.where(x == 0, 1, x)
 
 
+def _scaled(x, exponents):
+    """x * 2.0**exponents, without an overflow on the way."""
+    return np.ldexp(x, np.clip(exponents, -9999, 9999).astype(np.intc))
+
+
+def _near_1(x):
+    """x with powers of 2 taken out, so that products of neighbours along the last axis are all near 1, or 0.
+
+    Returns that, the exponents, and their sums up to each place: what is left is the product over such a power of 2.
+    """
+    size = np.abs(x._at(None) if isinstance(x, Tensor) else x)
+    sums = np.rint(np.cumsum(np.log2(np.where((size > 0) & (size < math.inf), size, 1).astype(float)), -1))
+    exponents = sums - np.concatenate([np.zeros_like(sums[..., :1]), sums[..., :-1]], -1)
+    return _scaled(x, -exponents), exponents, sums
+
+
+def _before(x):
+    """For each element the product of all before it along the last axis."""
+    return np.concatenate([np.ones_like(x[..., :1]), np.cumprod(x[..., :-1], -1)], -1)
+
+
+def _prod_vjp(g, _out, a, axis=None, *, keepdims=False):
+    """g times the product of the other factors, without division: zeros among them do no harm at any order."""
+    axes, (x, exponents, sums) = _axes(a, axis), _near_1(_merged(a, axis))
+    over = tuple([a.shape[i] for i in axes])
+    g = g.reshape(_reduced(a, axis, keepdims=False))[..., None] * _before(x) * np.flip(_before(np.flip(x, -1)), -1)
+    g = _scaled(g, sums[..., -1:] - exponents).reshape(g.shape[:-1] + over)
+    return np.moveaxis(g, [*range(-len(axes), 0)], axes)
+
+
+def _cumprod_vjp(g, _out, a, axis=None):
+    """Without division too: sums of g times the factors between, in log2(n) steps (Hillis and Steele, 1986).
+
+    They are g * 2.0**powers at each step, so that nothing overflows before the gradient does.
+    """
+    x, g = [np.moveaxis(np.ravel(x) if axis is None else np.atleast_1d(x), axis or 0, -1) for x in (a, g)]
+    x, exponents, sums = _near_1(x)
+    powers, between, n = sums, x[..., 1:], 1
+    while n < g.shape[-1]:
+        here, after, low, high = g[..., :-n], between * g[..., n:], powers[..., :-n], powers[..., n:]
+        top = np.where(after == 0, low, np.where(here == 0, high, np.maximum(low, high)))
+        near = _scaled(here, low - top) + _scaled(after, high - top)
+        g, powers = np.concatenate([near, g[..., -n:]], -1), np.concatenate([top, powers[..., -n:]], -1)
+        between, n = between[..., :-n] * between[..., n:], 2 * n
+    g = _scaled(_before(x) * g, powers - exponents)
+    return np.moveaxis(g, -1, axis or 0).reshape(a.shape)
+
+
 def _share(g, out, a, axis=None, *, keepdims=False):
     """The gradient of max and min: to the elements that are it, in equal shares where there are ties."""
-    hit = ((a == out.reshape(_reduced(a, axis))) | (a != a)).astype(g.dtype)  # nan is its own maximum
-    return g.reshape(_reduced(a, axis)) * (hit / hit.sum(axis=axis, keepdims=True))
+    hit = (a == out.reshape(_reduced(a, axis))) | (a != a)  # nan is its own maximum
+    # Counted as integers, as there may be more than the dtype of g can tell.
+    return np.where(hit, (g.reshape(_reduced(a, axis)) / hit.sum(axis=axis, keepdims=True)).astype(g.dtype), 0)
 
 
 def _won(g, lost, tied):
@@ -1146,30 +1200,32 @@ for kind, rules in {
     "elementwise": {
         np.sqrt:      lambda g, out, _x: g / (2 * out),              np.cbrt:    lambda g, out, _x: g / (3 * out * out),
         np.exp2:      lambda g, out, _x: g * (out * math.log(2)),    np.expm1:    lambda g, out, _x: g * (out + 1),
-        np.log2:      lambda g, _, x: g / (x * math.log(2)),         np.log10:   lambda g, _, x: g / (x * math.log(10)),
+        np.log2:      lambda g, _, x: g / x / math.log(2),           np.log10:   lambda g, _, x: g / math.log(10) / x,
         np.log1p:     lambda g, _, x: g / (1 + x),                   np.sin:      lambda g, _, x: g * np.cos(x),
-        np.cos:       lambda g, _, x: -g * np.sin(x),                np.tan:     lambda g, out, _x: g * (1 + out * out),
+        np.cos:       lambda g, _, x: -g * np.sin(x),                np.tan:     lambda g, out, _x: g + g * out * out,
         np.arcsin:    lambda g, _, x: g / np.sqrt((1 - x) * (1 + x)), np.sinh:    lambda g, _, x: g * np.cosh(x),
         np.arccos:    lambda g, _, x: -g / np.sqrt((1 - x) * (1 + x)), np.cosh:   lambda g, _, x: g * np.sinh(x),
-        np.arccosh:   lambda g, _, x: g / np.sqrt((x - 1) * (x + 1)),  np.arctan: lambda g, _, x: g / (1 + x * x),
+        np.arccosh:   lambda g, _, x: g / np.sqrt(x - 1) / np.sqrt(x + 1),
+        np.arctan: lambda g, _, x: g / (h := np.hypot(x, 1)) / h, np.ldexp: (lambda g, _, _x, i: np.ldexp(g, i), None),
         np.arctanh:   lambda g, _, x: g / ((1 - x) * (1 + x)),       np.arcsinh:  lambda g, _, x: g / np.hypot(x, 1),
         _sigmoid:     lambda g, out, _x: g * (out * (1 - out)),       _astype: lambda g, _, _x, _dtype: g,
         np.remainder: (lambda g, _, _x, _y: g,                       lambda g, _, x, y: -g * np.floor_divide(x, y)),
         np.maximum:   (lambda g, _, x, y: _won(g, x < y, x == y),    lambda g, _, x, y: _won(g, y < x, x == y)),
         np.minimum:   (lambda g, _, x, y: _won(g, x > y, x == y),    lambda g, _, x, y: _won(g, y > x, x == y)),
-        np.hypot:     (lambda g, out, x, _y: g * x / _nonzero(out),  lambda g, out, _x, y: g * y / _nonzero(out)),
+        np.hypot:     (lambda g, out, x, _y: g * (x / _nonzero(out)), lambda g, out, _x, y: g * (y / _nonzero(out))),
         np.arctan2:   (lambda g, _, y, x: g * (x / (r := _nonzero(np.hypot(x, y)))) / r,
                        lambda g, _, y, x: -g * (y / (r := _nonzero(np.hypot(x, y)))) / r),
         np.logaddexp: (lambda g, _, x, y: g * sigmoid(x - y),        lambda g, _, x, y: g * sigmoid(y - x)),
         np.logaddexp2: (lambda g, _, x, y: g * sigmoid((x - y) * math.log(2)),
                         lambda g, _, x, y: g * sigmoid((y - x) * math.log(2)))},
     "reduction": {
-        np.var: lambda g, _out, a, axis=None, *, ddof=0, keepdims=False: _spread(g, _out, a, axis) * (
-            (a - a.mean(axis=axis, keepdims=True)) * 2 / max(int(a.size) / max(_out.size, 1) - float(ddof), 0.0))},
+        np.var: lambda g, _out, a, axis=None, *, ddof=0, keepdims=False: (a - a.mean(axis=axis, keepdims=True)) * (
+            _spread(g * (2 / max(int(a.size) / max(_out.size, 1) - float(ddof), 5e-324)), _out, a, axis))},
     "": {
         np.flip:      lambda g, _, _m, axis=None: np.flip(g, axis),   np.broadcast_to: lambda g, _, _a, shape: g,
         np.ravel:     lambda g, _, _a: g.reshape(_a.shape), np.expand_dims: lambda g, _, _a, axis: g.reshape(_a.shape),
         np.squeeze:   lambda g, _, _a, axis=None: g.reshape(_a.shape), np.max: _share,        np.min: _share,
+        np.prod: _prod_vjp,                                           np.cumprod: _cumprod_vjp,
         np.reshape:   lambda g, _, _a, shape=None, *, newshape=None: g.reshape(_a.shape),
         np.swapaxes:  lambda g, _, _a, axis1, axis2: g.swapaxes(axis1, axis2),
         np.transpose: lambda g, _, _a, axes=None: g.T if axes is None else np.moveaxis(g, [*range(g.ndim)], axes),
@@ -1188,6 +1244,8 @@ _sign_of_det = defvjp(lambda a: np.linalg.slogdet(a)[0], None)
 _log_of_det = defvjp(lambda a: np.linalg.slogdet(a)[1], lambda g, _, a: g[..., None, None] * _mT(np.linalg.inv(a)))
 _solve = defvjp(functools.partial(np.linalg.solve), lambda g, out, a, _b: -(np.linalg.solve(_mT(a), g) @ _mT(out)),
                                                     lambda g, _, a, _b: np.linalg.solve(_mT(a), g))
+# The sum of weights as it is, but with NumPy's error for 0, under jit too.
+_total_weight = defvjp(lambda s: np.average(s[..., None], -1, s[..., None], returned=True)[1], lambda g, _, _s: g)
 # fmt: on
 
 
@@ -1214,22 +1272,6 @@ def _clip(a, a_min=None, a_max=None, *, min=None, max=None):
     return a if high is None else np.where(np.greater(a, high) | np.not_equal(high, high), high, a)
 
 
-def _prod(a, axis=None, *, keepdims=False):
-    """As a tree of products, without division: zeros among the factors do no harm at any order."""
-    shape, a = _reduced(a, axis, keepdims), _merged(a, axis)
-    while (n := a.shape[-1]) > 1:
-        a = np.concatenate([a[..., : n // 2] * a[..., n // 2 : n // 2 * 2], a[..., n // 2 * 2 :]], -1)
-    return (a if n else a.sum(-1) + 1).reshape(shape)
-
-
-def _cumprod(a, axis=None):
-    """In log2(n) steps (Hillis and Steele, 1986), without division too."""
-    a, n = np.ravel(a) if axis is None else np.moveaxis(np.atleast_1d(a), axis, 0), 1
-    while n < len(a):
-        a, n = np.concatenate([a[:n], a[n:] * a[:-n]]), 2 * n
-    return a if axis is None else np.moveaxis(a, 0, axis)
-
-
 def _root(x, p=2):
     """x**(1 / p), with a gradient of 0 where x is 0."""
     return np.where(x == 0, 0, _nonzero(x) ** (1 / p))
@@ -1243,7 +1285,8 @@ def _average(a, axis=None, weights=None, *, keepdims=False):
     _check(weights.shape in (a.shape, over), f"np.average of {a.shape} takes weights of {over}, not {weights.shape}")
     weights = weights.astype(np.result_type(weights, a if a.dtype.kind == "f" else np.float64))
     weights = _merged(weights, axis) if weights.shape == a.shape else np.ravel(weights)
-    return ((_merged(a, axis) * weights).sum(-1) / weights.sum(-1)).reshape(_reduced(a, axis, keepdims))
+    total = weights.sum(-1) if _is_foreign(weights) else _total_weight(weights.sum(-1))
+    return ((_merged(a, axis) * weights).sum(-1) / total).reshape(_reduced(a, axis, keepdims))
 
 
 def _median(a, axis=None, *, keepdims=False):
@@ -1364,14 +1407,13 @@ for names, expression in {
     "copy": lambda a: +a, "trace": lambda a, offset=0, axis1=0, axis2=1: np.diagonal(a, offset, axis1, axis2).sum(-1),
     "cross": _cross, "fmax": lambda x, y: np.where(np.greater_equal(x, y) | np.not_equal(y, y), x, y),
     "fabs": abs, "inner": lambda a, b: np.dot(a, b) if 0 in (np.ndim(a), np.ndim(b)) else np.tensordot(a, b, (-1, -1)),
-    "cumprod": _cumprod, "fmin": lambda x, y: np.where(np.less_equal(x, y) | np.not_equal(y, y), x, y), "prod": _prod,
+    "fmin": lambda x, y: np.where(np.less_equal(x, y) | np.not_equal(y, y), x, y), "square": lambda x: x * x,
     "einsum": _einsum, "dstack": lambda tup: np.concatenate([np.atleast_3d(a) for a in tup], 2), "linalg.norm": _norm,
     "linalg.matmul": op.matmul, "vstack": lambda tup: np.concatenate([np.atleast_2d(a) for a in tup]), "take": _take,
     "median": _median, "outer": lambda a, b: np.ravel(a)[:, None] * np.ravel(b), "linalg.matrix_transpose": _mT,
     "linalg.tensordot tensordot": _tensordot, "deg2rad radians": lambda x: x * (math.pi / 180), "matrix_transpose": _mT,
     "rad2deg degrees": lambda x: x * (180 / math.pi), "vdot": lambda a, b: np.ravel(a) @ np.ravel(b),
-    "square": lambda x: x * x, "reciprocal": lambda x: 1 / x, "ndim shape size": None,
-    "concatenate": functools.partial(_join, np.concatenate),
+    "concatenate": functools.partial(_join, np.concatenate), "reciprocal": lambda x: 1 / x,
     "diff": _diff, "full_like": lambda a, fill_value, dtype=None, *, shape=None: (
         _whole(_as_tensor(fill_value) if np.ndim(fill_value) else fill_value, np.zeros_like(a, dtype, shape=shape))),
     **{name: functools.partial(_move, getattr(np, name)) for name in (
@@ -1382,7 +1424,7 @@ for names, expression in {
     "dot": lambda a, b: a @ b if np.ndim(a) and 0 < np.ndim(b) < 3 else (
         np.tensordot(a, b, (-1, -2) if np.ndim(a) and np.ndim(b) else 0)),
     "linalg.slogdet": lambda a: np.linalg.slogdet(np.eye(1))._replace(sign=_sign_of_det(a), logabsdet=_log_of_det(a)),
-    "linalg.solve": lambda a, b: (
+    "ndim shape size": None, "linalg.solve": lambda a, b: (
         _solve(_as_tensor(a), _as_tensor(b)) if np.ndim(b) > 1 else np.linalg.solve(a, np.reshape(b, (-1, 1)))[..., 0]),
     "kron": lambda a, b: (_move(np.kron, a, np.ones(np.shape(b), int)) *
                           _move(lambda numbers, ones: np.kron(ones, numbers), b, np.ones(np.shape(a), int))),
