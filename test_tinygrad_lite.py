@@ -5081,7 +5081,8 @@ def test_roll_takes_shifts_of_every_size_and_dtype(shift, axis):
     for s in shifts:
         try:
             np.roll(x, s, axis)
-        except Exception:  # NumPy's own limits
+            np.roll(x, np.negative([s], dtype=object).tolist()[0], axis)  # which the gradient needs
+        except Exception:  # NumPy's own limits, narrower in 2.0
             continue
         numbers = np.roll(np.arange(6).reshape(2, 3), s, axis)
         expected = np.zeros(6)
