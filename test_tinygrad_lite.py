@@ -2722,7 +2722,8 @@ def test_backward_with_create_graph_takes_a_tensor_as_gradient():
     np.testing.assert_array_equal(u.grad, [3.0, 120.0])
     x, u = leaf(2.0), leaf(3.0)
     y = x**3
-    y.backward(u, create_graph=True)
+    with no_grad():
+        y.backward(u, create_graph=True)
     x.grad, g = None, x.grad
     g.backward()
     assert (x.grad, u.grad) == (36.0, 12.0)
@@ -5222,15 +5223,14 @@ def test_tensors_set_as_gradients_are_cast_and_copied():
     np.testing.assert_array_equal(copied.grad, [1.0, 1.0])
 
 
-def test_create_graph_within_no_grad_records_nothing_and_a_second_backward_says_so():
+def test_create_graph_records_within_no_grad():
     x = leaf(3.0)
     y = x**3
     with no_grad():
         y.backward(create_graph=True)
     g, x.grad = x.grad, None
-    assert (g.item(), g.requires_grad) == (27.0, False)
-    with pytest.raises(ValueError, match="requires no gradient"):
-        g.backward()
+    g.backward()
+    assert x.grad == 18.0
 
 
 def test_threads_that_come_to_the_same_leaf_lose_nothing():
@@ -5710,7 +5710,7 @@ ERRORS: list[tuple[str, Any, type[Exception], str]] = [
     ("matmul of a number", lambda: leaf(2.0) @ leaf(2.0), ValueError, r"np\.matmul of shapes \(\) and \(\)"),
     ("reshape", lambda: leaf(np.ones(6)).reshape(4, 2), ValueError, r"np\.reshape of shapes \(6,\)"),
     ("axis", lambda: leaf(np.ones(6)).sum(axis=3), np.exceptions.AxisError, r"np\.sum of shapes \(6,\).*axis 3"),
-    ("singular", lambda: np.linalg.inv(leaf(np.zeros((2, 2)))), np.linalg.LinAlgError, r"Singular matrix"),
+    ("singular", lambda: np.linalg.inv(leaf(np.zeros((2, 2)))), np.linalg.LinAlgError, r"np\.linalg\.inv.*Singular"),
     ("joined", lambda: np.stack([leaf(np.ones(2)), np.ones(3)]), ValueError, r"np\.stack of shapes \(2,\) and \(3,\)"),
     ("tensordot", lambda: np.tensordot(leaf(np.ones((2, 3))), np.ones((3, 2))), ValueError, r"np\.tensordot of shapes"),
     ("weights", lambda: np.average(leaf(np.ones(2)), weights=np.ones(3)), ValueError, r"takes weights of \(2,\), not"),
@@ -6395,6 +6395,12 @@ def test_linear_reports_its_line_and_the_least_squares_line_and_warns_where_they
     assert [level["slope"], level["intercept"], level["rmse"]] == [0, 7, 0]
 
 
+def test_linear_seed_decides_the_order(capsys):
+    options = "--rows", 50, "--epochs", 1, "--seed"
+    slopes = [report(capsys, train_linear, *options, seed)["slope"] for seed in (1, 1, 2)]
+    assert slopes[0] == slopes[1] != slopes[2]
+
+
 @pytest.mark.parametrize("way", [(), ("--eager",)])
 @pytest.mark.parametrize("size", [1, 2])
 def test_linear_steps_are_those_of_gradient_descent_by_hand(capsys, tmp_path, size, way):
@@ -6739,8 +6745,7 @@ def test_whatever_kagglehub_does_and_says_is_a_reason_in_one_line(capsys, monkey
 
 
 @pytest.mark.usefixtures("kaggle_is_this_machine")
-@pytest.mark.parametrize("once", shared_out([None]))  # as it takes its 15 s
-def test_a_silent_server_is_given_up_after_15_seconds_and_a_person_sees_the_waiting(once):
+def test_a_silent_server_is_given_up_after_15_seconds_and_a_person_sees_the_waiting():
     with socket.create_server(("127.0.0.1", 7777)):
         begin = time.monotonic()
         out, shown, code = on_a_terminal(HERE / "train_gender.py", *QUICK)

@@ -216,7 +216,10 @@ def _unary(row: _Row, compute: Callable, careful: Callable) -> Callable:
         if _detours or x.__class__ is not Tensor or x._value.__class__ not in _local:
             return row.call(careful, (x,), {})
         node, value = x._node, x._value
-        out = compute(value)
+        try:
+            out = compute(value)
+        except Exception:
+            return row.call(careful, (x,), {})  # once more, for an error that names the operation
         if out.__class__ in _plain and (value.__class__ is not _ndarray or value.size < _LARGE):
             tensor = _new(Tensor)
             tensor._value = out
@@ -427,8 +430,8 @@ class Tensor(_Anything):
         ----------
         gradient : an array of this Tensor's shape, the gradient of some number with respect to this Tensor; by
             default 1, for a Tensor of one element.
-        create_graph : record the computation of the gradients too (but not within ``no_grad``); ``.grad`` becomes a
-            Tensor to differentiate again, and keeps its leaf alive with it, in a cycle that ends with ``grad = None``.
+        create_graph : record the computation of the gradients too; ``.grad`` becomes a Tensor to differentiate again,
+            and keeps its leaf alive with it, in a cycle that ends with ``grad = None``.
 
         Raises
         ------
@@ -441,6 +444,8 @@ class Tensor(_Anything):
         """
         _seen(self, "backward() (for which there are grad() and value_and_grad())")
         _check(self._node, "backward() of what requires no gradient: give a leaf requires_grad=True (w -= 1 undoes it)")
+        if create_graph and not _thread.recording:
+            return _set("recording", True)(self.backward)(gradient, create_graph)
         value = _as_array(self._value)
         if gradient is not None:
             gradient = gradient if isinstance(gradient, Tensor) and create_graph else _as_value(gradient)
@@ -452,6 +457,7 @@ class Tensor(_Anything):
         with _lock:  # only now, so that an error on the way leaves every gradient as it was
             for order, leaf in leaves.items():
                 leaf[0] = _own(gradients, order) if leaf[0] is None else leaf[0] + gradients[order]
+        return None
 
     def detach(self) -> Tensor:
         """A Tensor of the same data, without copying, that requires no gradient.
@@ -778,6 +784,9 @@ class _Unread:
 
     def __init__(self, x):
         self.dtype, self.ndim, self.shape, self.size = x.dtype, x.ndim, x.shape, x.size
+
+    def __getattr__(self, name):
+        raise AttributeError(f"a VJP reads .{name} of a parameter whose name says, by its underscore, that it does not")
 
 
 def _unread(vjp, count):
