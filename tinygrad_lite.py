@@ -456,7 +456,7 @@ class Tensor(_Anything):
         gradients, leaves = _backward(self._node, _one(value) if gradient is None else gradient, create_graph)
         with _lock:  # only now, so that an error on the way leaves every gradient as it was
             for order, leaf in leaves.items():
-                leaf[0] = _own(gradients, order) if leaf[0] is None else leaf[0] + gradients[order]
+                leaf[0] = _own(gradients, order) if leaf[0] is None else leaf[0] + _own(gradients, order)
         return None
 
     def detach(self) -> Tensor:
@@ -522,8 +522,8 @@ def _power_less(x, y):
 
 def _log_of(x, y, out):
     """log(x) in the dtype of out = x**y, for d(out)/dy = out * log(x); 0 where x is 0 and out stays 0 or 1 beside y."""
-    x = x.astype(out.dtype) if hasattr(x, "astype") else _as_array(out).dtype.type(x)
-    return np.log(np.where((x == 0) & (y >= 0), 1, x))
+    base: Any = x.astype(out.dtype) if hasattr(x, "astype") else _as_array(out).dtype.type(x)
+    return np.log(base if base.__class__ in _local and base.all() else np.where((base == 0) & (y >= 0), 1, base))
 
 
 def _mT(x):
@@ -574,7 +574,7 @@ for kind, rules in {
         np.mean: (lambda g, _out, _a, axis=None, *, keepdims=False: (
                       _spread(g * (_out.size / (_a.size or 1)), _out, _a, axis)),)},
     "": {
-        np.matmul: (_matmul_vjp_x, _matmul_vjp_y),                   _whole: (lambda g, _, _g, _like: g,)},
+        np.matmul: (_matmul_vjp_x, _matmul_vjp_y),                   _whole: (lambda g, _, _g, _like: g, None)},
 }.items():
     for function, vjps in rules.items():  # type: ignore[attr-defined]
         _row(function).define(vjps, kind)
@@ -586,6 +586,9 @@ for kind, rules in {
 # its turn comes. The running gradients live in a dict of this one call and leave it as soon as they have been used.
 # On the way a gradient may be smaller than the array that it belongs to, one number perhaps, where broadcasting makes
 # up for the rest: elementwise rules and sums pass it on as it is, for the others it is made whole.
+
+
+_sums: set[Any] = set()  # kinds of gradients that are yet to be added up: + makes an array of one
 
 
 def _backward(root, g, create_graph=False, stop=1):
@@ -602,6 +605,7 @@ def _backward(root, g, create_graph=False, stop=1):
     while node and node[0] < stop:
         order, row, parents, values, out, options = node
         g, vjps, following = gradients.pop(order), row.vjps, None
+        g = +g if g.__class__ in _sums else g
         if create_graph:  # the saved values, linked to their places in the graph
             out = _wrap(out, node)
             values = [v if p is None else _wrap(v, p) for v, p in zip(values, parents, strict=True)]
@@ -669,20 +673,17 @@ def _fit(g, x, out, row, to):
     return g if is_whole and is_like and g.dtype == x.dtype else _whole(g, x)
 
 
-def _popped(gradients, order):
-    g = gradients.pop(order)
-    return g, sys.getrefcount(g)
-
-
-_unshared = _popped({0: object()}, 0)[1]  # so many references where nobody else has it, which depends on the Python
+# So many references has an array, and so many that of which it is a view, where nobody else has them.
+_unshared: Any = (lambda g: (sys.getrefcount(g), sys.getrefcount(g.base)))(np.ones(2)[:])
 
 
 def _own(gradients, order):
     """A gradient out of a dict, as an array that nobody else has: copied if somebody may."""
-    if gradients[order].__class__ is not _ndarray:
-        return +gradients[order]
-    g, references = _popped(gradients, order)
-    return g if g.base is None and g.flags.writeable and references == _unshared else +g
+    g = gradients.pop(order)
+    if g.__class__ is not _ndarray or not g.flags.writeable or sys.getrefcount(g) != _unshared[0]:
+        return +g
+    is_whole = g.base.__class__ is _ndarray and g.base.size <= 2 * g.size and g.base.flags.owndata
+    return g if g.base is None or (is_whole and sys.getrefcount(g.base) == _unshared[1]) else +g
 
 
 # --- SGD --------------------------------------------------------------------------------------------------------------
@@ -797,19 +798,31 @@ def _unread(vjp, count):
     return {i for i, name in enumerate(names) if name.startswith("_")}
 
 
+_structures = (tuple, list, dict)
+
+
 def _leaves(tree):
     """The leaves of nested tuples, lists and dicts, in a list."""
-    if not isinstance(tree, (tuple, list, dict)):
+    if not isinstance(tree, _structures):
         return [tree]
-    return [leaf for item in (tree.values() if isinstance(tree, dict) else tree) for leaf in _leaves(item)]
+    leaves = []
+    for item in tree.values() if isinstance(tree, dict) else tree:
+        if isinstance(item, _structures):
+            leaves += _leaves(item)
+        else:
+            leaves.append(item)
+    return leaves
 
 
 def _map(function, tree):
     """The function of every leaf of nested tuples, lists and dicts, in the same structure."""
-    if not isinstance(tree, (tuple, list, dict)):
+    if not isinstance(tree, _structures):
         return function(tree)
-    pairs = [(key, _map(function, x)) for key, x in (tree.items() if isinstance(tree, dict) else enumerate(tree))]
-    items = dict(pairs) if isinstance(tree, dict) else [x for _, x in pairs]
+    items: Any
+    if isinstance(tree, dict):
+        items = {key: _map(function, x) for key, x in tree.items()}
+    else:
+        items = [_map(function, x) for x in tree]
     return items if type(tree) in (dict, list) else tuple(items) if type(tree) is tuple else _of_type(tree, items)
 
 
@@ -842,7 +855,7 @@ def _value_of(x):
 def _is_foreign(x):
     """Whether x is an array of another library, lazy perhaps or on other machines."""
     value = x._value if isinstance(x, Tensor) else x
-    return not isinstance(value, np.ndarray) and hasattr(value, "__array_function__")
+    return value.__class__ not in _plain and not isinstance(value, np.ndarray) and hasattr(value, "__array_function__")
 
 
 def _check_local(function, *trees):
@@ -890,6 +903,8 @@ class _Function(_Row):
         try:
             if not foreign:
                 return super().call(compute, args, options)
+            n = len(self.vjps)  # arrays: what comes after them has to be here, if they are
+            _check_local(self.function, () if not n or any(map(_is_foreign, args[:n])) else (args[n:], options))
             with _lock, warnings.catch_warnings(action="error", category=FutureWarning):
                 return super().call(compute, args, options)
         except FutureWarning as warning:  # of another library, before it gives all it has to NumPy
@@ -901,14 +916,17 @@ class _Function(_Row):
             raise type(error)(f"{_name(self.function)} of shapes {shapes}: {str(error).strip()}") from None
 
     def plain(self, args, options):
-        return _map(_value_of, (tuple(args), options))
+        values = tuple([x._value if isinstance(x, Tensor) else _map(_value_of, x) for x in args])
+        return values, options and _map(_value_of, options)
 
     def result(self, order, nodes, values, out, options=None):
         if not (self.vjps and any(nodes)):
             return _map(lambda x: _as_tensor(x) if x.__class__ is float or hasattr(x, "dtype") else x, out)
         if out.__class__ is Tensor or not (hasattr(out, "dtype") or out.__class__ is float):
             raise TypeError(f"{_name(self.function)} gave a {type(out).__name__}: it must make one array of arrays")
-        values = values if isinstance(self.function, np.ufunc) else tuple(map(_as_array, values))
+        if not isinstance(self.function, np.ufunc):
+            of_arrays = [np.asarray(x) if isinstance(x, list) else x for x in values[: len(self.vjps)]]
+            values = tuple(map(_as_array, (*of_arrays, *values[len(self.vjps) :])))
         tensor, kept = super().result(order, nodes, values, out, options), (out, *values)
         if tensor._node and any(x.__class__ is _ndarray and x.size >= _LARGE for x in kept):
             vjps = [] if self.linear else [self.vjps[i] for i, node in enumerate(nodes) if node]
@@ -1112,9 +1130,9 @@ def _merged(x, axis):
     return np.moveaxis(x, axes, range(-len(axes), 0)).reshape((*_reduced(x, axis, keepdims=False), n))
 
 
-def _nonzero(x):
-    """x, but 1 where it is 0: to divide by."""
-    return np.where(x == 0, 1, x)
+def _nonzero(x, instead=1):
+    """x, but something else where it is 0: to divide by. By infinity, where 0 / 0 shall be 0 at any order."""
+    return np.where(x == 0, instead, x)
 
 
 def _scaled(x, exponents):
@@ -1178,28 +1196,112 @@ def _won(g, lost, tied):
 
 
 def _item(x, index):
-    _check_local(op.getitem, () if _is_foreign(x) else index)
     return _as_array(x)[index]
+
+
+def _items(index):
+    return index if isinstance(index, tuple) else (index,)
 
 
 def _is_basic(index):
     """Whether an index names no element twice."""
-    items = index if isinstance(index, tuple) else (index,)
-    return all(isinstance(i, (int, np.integer, slice, type(None), type(...))) and type(i) is not bool for i in items)
+    kinds = int, np.integer, slice, type(None), type(...)
+    return all(isinstance(i, kinds) and type(i) is not bool for i in _items(index))
+
+
+class _Placed:
+    """Gradients of some elements of an array each, to be added up: into one array, however many they are."""
+
+    __array_ufunc__ = None  # array + this is the business of this one
+
+    def __init__(self, g, index, like):
+        self.parts, self.shape, self.ndim, self.dtype = [(g, index)], like.shape, like.ndim, g.dtype
+
+    def __add__(self, other):
+        self.parts += other.parts if other.__class__ is _Placed else [(other, ...)]
+        return self
+
+    __radd__ = __add__
+
+    def __pos__(self):
+        out = np.zeros(self.shape, self.dtype)
+        for g, index in self.parts:
+            if _is_basic(index):
+                out[index] += g
+            else:
+                np.add.at(out, index, g)
+        return out
+
+
+_sums.add(_Placed)
+
+
+def _item_vjp(g, _out, _x, index):
+    if all(i is None or i is ... or (type(i) is slice and i == slice(None)) for i in _items(index)):
+        return g.reshape(_x.shape)
+    if g.__class__ in _local and _x.__class__ in (_ndarray, _Unread) and not _detours:
+        return _Placed(g, index, _x)
+    return _scatter(g, index, _x._at(None) if isinstance(_x, Tensor) else _x)
 
 
 def _add_at(values, index, like):
     """Zeros of the shape and kind of ``like``, with the values added at an index: what repeats in the index adds up."""
-    items = index if isinstance(index, tuple) else (index,)
-    if all(i is None or i is ... or (type(i) is slice and i == slice(None)) for i in items):
-        return values.reshape(like.shape)
+    if not (_is_foreign(values) or _is_foreign(like)):
+        return +_Placed(values, index, like)
     out = np.zeros_like(like if _is_foreign(like) else values, values.dtype, shape=like.shape)
-    if not _is_basic(index):
-        np.add.at(out, index, values)
-    elif values.size:  # into slices, which every library can write to
-        part = [slice(int(i), int(i) + 1 or None) if hasattr(i, "__index__") else i for i in items if i is not None]
+    _check_local(op.getitem, () if _is_basic(index) else out)
+    # Slices, to which every library can write.
+    part = [slice(int(i), int(i) + 1 or None) if hasattr(i, "__index__") else i for i in _items(index) if i is not None]
+    if values.size:
         out[tuple(part)] = values.reshape(out[tuple(part)].shape)
     return out
+
+
+def _freedom(a, out, ddof):
+    """The degrees of freedom of a variance of a: how many elements became one, less ddof, but not 0."""
+    return max(int(a.size) / max(out.size, 1) - float(ddof), 5e-324)
+
+
+def _columns(x, like):
+    """x as a matrix, or a stack of such: what solve takes as vectors as columns."""
+    return x.reshape((*x.shape, 1)) if np.ndim(like) == 1 else x
+
+
+def _diagonal_vjp(g, _out, _a, offset=0, axis1=0, axis2=1):
+    """In a matrix of m columns whose rows stand in a line, a diagonal has every (m + 1)th place."""
+    axes, before = _axes(_a, (axis1, axis2)), g.shape[:-1]
+    n, m = [_a.shape[axis] for axis in axes]
+    count = max(0, min(n + min(offset, 0), m - max(offset, 0)))
+    g = g if g.shape[-1] == count else g * np.ones(count, g.dtype)  # of a sum over the diagonal
+    start = max(offset, -offset * m)
+    places = slice(start, start + count * (m + 1) - m, m + 1)
+    line = _scatter(g, (..., places), np.empty((*before, n * m)))
+    return np.moveaxis(line.reshape(*before, n, m), (-2, -1), axes)
+
+
+def _repeat_vjp(g, _out, _a, repeats, axis=None):
+    shape, axis = (_a.shape, _axes(_a, axis)[0]) if axis is not None and _a.ndim else ((_a.size,), 0)
+    if np.size(repeats) > 1:
+        places = np.repeat(np.arange(shape[axis]), repeats)
+        return _scatter(g, (*[slice(None)] * axis, places), np.empty(shape)).reshape(_a.shape)
+    return g.reshape(*shape[: axis + 1], -1, *shape[axis + 1 :]).sum(axis + 1).reshape(_a.shape)
+
+
+def _tile_vjp(g, _out, _a, reps):
+    reps, n = [*np.atleast_1d(reps).tolist()], g.ndim
+    pairs = zip([1] * (n - len(reps)) + reps, (1,) * (n - _a.ndim) + _a.shape, strict=True)
+    return g.reshape([*itertools.chain(*pairs)]).sum((*range(0, 2 * n, 2),)).reshape(_a.shape)
+
+
+def _tensordot_vjp(i, g, _out, a, b, axes=2):
+    """g, summed over the free axes of the other array, has the axes of this one, which are then put in order."""
+    over: Any = (range(-axes, 0), range(axes)) if isinstance(axes, (int, np.integer)) else axes
+    over = [normalize_axis_tuple(o, np.ndim(x)) for x, o in zip((a, b), over, strict=True)]
+    free = [[k for k in range(np.ndim(x)) if k not in o] for x, o in zip((a, b), over, strict=True)]
+    of_other = range(len(free[0]), g.ndim) if i == 0 else range(len(free[0]))
+    part = np.tensordot(g, (b, a)[i], (of_other, free[1 - i]))
+    order = free[i] + [mine for _, mine in sorted(zip(over[1 - i], over[i], strict=True))]
+    return part.transpose(sorted(range(part.ndim), key=order.__getitem__))
 
 
 # fmt: off
@@ -1222,6 +1324,7 @@ for kind, rules in {
         np.maximum:   (lambda g, _, x, y: _won(g, x < y, x == y),    lambda g, _, x, y: _won(g, y < x, x == y)),
         np.minimum:   (lambda g, _, x, y: _won(g, x > y, x == y),    lambda g, _, x, y: _won(g, y > x, x == y)),
         np.hypot:     (lambda g, out, x, _y: g * (x / _nonzero(out)), lambda g, out, _x, y: g * (y / _nonzero(out))),
+        np.square:    lambda g, _, x: g * (2 * x),
         np.arctan2:   (lambda g, _, y, x: g * (x / (r := _nonzero(np.hypot(x, y)))) / r,
                        lambda g, _, y, x: -g * (y / (r := _nonzero(np.hypot(x, y)))) / r),
         np.logaddexp: (lambda g, _, x, y: g * sigmoid(x - y),        lambda g, _, x, y: g * sigmoid(y - x)),
@@ -1229,21 +1332,31 @@ for kind, rules in {
                         lambda g, _, x, y: g * sigmoid((y - x) * math.log(2)))},
     "reduction": {
         np.var: lambda g, _out, a, axis=None, *, ddof=0, keepdims=False: (a - a.mean(axis=axis, keepdims=True)) * (
-            _spread(g * (2 / max(int(a.size) / max(_out.size, 1) - float(ddof), 5e-324)), _out, a, axis))},
+            _spread(g * (2 / _freedom(a, _out, ddof)), _out, a, axis)),
+        np.std: lambda g, out, a, axis=None, *, ddof=0, keepdims=False: (a - a.mean(axis=axis, keepdims=True)) / (
+            _spread(_nonzero(out, math.inf), out, a, axis)) * _spread(g * (1 / _freedom(a, out, ddof)), out, a, axis)},
     "": {
         np.flip:      lambda g, _, _m, axis=None: np.flip(g, axis),   np.broadcast_to: lambda g, _, _a, shape: g,
         np.ravel:     lambda g, _, _a: g.reshape(_a.shape), np.expand_dims: lambda g, _, _a, axis: g.reshape(_a.shape),
         np.squeeze:   lambda g, _, _a, axis=None: g.reshape(_a.shape), np.max: _share,        np.min: _share,
         np.prod: _prod_vjp,                                           np.cumprod: _cumprod_vjp,
         np.reshape:   lambda g, _, _a, shape=None, *, newshape=None: g.reshape(_a.shape),
+        np.triu: lambda g, _, _m, k=0: np.triu(g, k),                 np.tril: lambda g, _, _m, k=0: np.tril(g, k),
+        np.outer:     (lambda g, _, _a, b: (g @ np.ravel(b)).reshape(np.shape(_a)),
+                       lambda g, _, a, _b: (np.ravel(a) @ g).reshape(np.shape(_b))),
+        np.tensordot: tuple(functools.partial(_tensordot_vjp, i) for i in (0, 1)),
+        np.trace: lambda g, _, _a, offset=0, axis1=0, axis2=1: _diagonal_vjp(g[..., None], _, _a, offset, axis1, axis2),
+        np.diag: lambda g, _, _v, k=0: np.diagonal(g, k) if _v.ndim == 1 else _diagonal_vjp(g, _, _v, k),
+        np.diagonal: _diagonal_vjp,        np.repeat: _repeat_vjp,    np.tile: _tile_vjp,
         np.swapaxes:  lambda g, _, _a, axis1, axis2: g.swapaxes(axis1, axis2),
         np.transpose: lambda g, _, _a, axes=None: g.T if axes is None else np.moveaxis(g, [*range(g.ndim)], axes),
         np.moveaxis:  lambda g, _, _a, source, destination: np.moveaxis(g, destination, source),
         np.roll:    lambda g, _, _a, shift, axis=None: np.roll(g, np.negative([shift], dtype=object).tolist()[0], axis),
         np.cumsum:    lambda g, _, _a, axis=None: np.flip(np.cumsum(np.flip(g, axis), axis), axis).reshape(_a.shape),
         np.nan_to_num: lambda g, _, x, *, nan=0.0, posinf=None, neginf=None: np.where(np.isfinite(x), g, 0),
-        op.getitem:   lambda g, _, _x, index: _scatter(g, index, _x._at(None) if isinstance(_x, Tensor) else _x),
-        _add_at:      lambda g, _, _values, index, like: _gather(g, index),
+        op.getitem: _item_vjp,             _add_at: lambda g, _, _values, index, like: _gather(g, index),
+        np.linalg.solve: (lambda g, out, a, _b: -(np.linalg.solve(_mT(a), _columns(g, _b)) @ _mT(_columns(out, _b))),
+                          lambda g, _, a, _b: np.linalg.solve(_mT(a), _columns(g, _b)).reshape(g.shape)),
         np.linalg.inv: lambda g, out, _a: -(_mT(out) @ g @ _mT(out)),
         np.linalg.det: lambda g, out, a: (g * out)[..., None, None] * _mT(np.linalg.inv(a))},
 }.items():
@@ -1251,8 +1364,19 @@ for kind, rules in {
         _row(function, _Function).define(vjps if isinstance(vjps, tuple) else (vjps,), kind)
 _sign_of_det = defvjp(lambda a: np.linalg.slogdet(a)[0], None)
 _log_of_det = defvjp(lambda a: np.linalg.slogdet(a)[1], lambda g, _, a: g[..., None, None] * _mT(np.linalg.inv(a)))
-_solve = defvjp(functools.partial(np.linalg.solve), lambda g, out, a, _b: -(np.linalg.solve(_mT(a), g) @ _mT(out)),
-                                                    lambda g, _, a, _b: np.linalg.solve(_mT(a), g))
+# The 2-norm, of matrices that of Frobenius.
+_length = defvjp(lambda x, axis=None, *, keepdims=False: np.linalg.norm(x, None, axis, keepdims),
+                 lambda g, out, x, axis=None, *, keepdims=False: (
+                     x / _spread(_nonzero(out, math.inf), out, x, axis) * _spread(g, out, x, axis)))
+_limited = defvjp(lambda a, low, high: np.clip(a, low, high),
+                  lambda g, out, a, _low, _high: np.where((out == a) | (a != a), g, 0),
+                  lambda g, _, a, low, high: np.where((a < low) & (low <= high), g, 0),
+                  lambda g, _, a, low, high: np.where(np.maximum(a, low) > high, g, 0))
+_padded = defvjp(lambda array, width, value: np.pad(array, width, constant_values=value),
+                 lambda g, _, _array, width, _value: g[tuple([slice(before, before + n) for (before, _), n in zip(
+                     np.broadcast_to(width, (g.ndim, 2)).tolist(), _array.shape, strict=True)])], None)
+_difference = defvjp(lambda a, axis: np.diff(a, 1, axis),
+                     lambda g, _, _a, axis: -np.diff(g, 1, axis, g.dtype.type(0), g.dtype.type(0)))
 # The sum of weights as it is, but with NumPy's error for 0, under jit too.
 _total_weight = defvjp(lambda s: np.average(s[..., None], -1, s[..., None], returned=True)[1], lambda g, _, _s: g)
 # fmt: on
@@ -1277,8 +1401,7 @@ _table[op.getitem].compute = _item
 
 def _clip(a, a_min=None, a_max=None, *, min=None, max=None):
     low, high = a_min if min is None else min, a_max if max is None else max
-    a = a if low is None else np.where(np.less(a, low) | np.not_equal(low, low), low, a)
-    return a if high is None else np.where(np.greater(a, high) | np.not_equal(high, high), high, a)
+    return _limited(a, -math.inf if low is None else low, math.inf if high is None else high)
 
 
 def _root(x, p=2):
@@ -1311,16 +1434,20 @@ def _take(a, indices, axis=None):
     return a[(*[slice(None)] * _axes(a, axis or 0)[0], index.astype(int))]
 
 
-def _diff(a, n=1, axis=-1):
+def _diff(a, n=1, axis=-1, prepend=np._NoValue, append=np._NoValue):
     _check(n >= 0 and a.ndim, f"np.diff of shape {a.shape}, {n} times: it takes an axis, and no negative times")
-    a = np.moveaxis(a, axis, -1)
-    return np.moveaxis(_diff(a[..., 1:] - a[..., :-1], n - 1) if n else a, -1, axis)
+    one = [1 if i == axis % a.ndim else length for i, length in enumerate(a.shape)]
+    parts = [x if np.ndim(x) else np.broadcast_to(x, one) for x in (prepend, a, append) if x is not np._NoValue]
+    a = np.concatenate(parts, axis) if len(parts) > 1 else a
+    for _ in range(min(n, a.shape[axis])):
+        a = _difference(a, axis)
+    return a
 
 
 def _norm(x, ord=None, axis=None, keepdims=False):
     axes, keep = _axes(x, axis), {"keepdims": keepdims}
     if (ord is None and (axis is None or len(axes) < 3)) or (len(axes), ord) in ((1, 2), (2, "fro")):
-        return _root(np.sum(x * x, axis, **keep))
+        return _length(x, axis, **keep)
     known = {1: isinstance(ord, (int, float, np.number)), 2: ord in (1, -1, math.inf, -math.inf)}.get(len(axes))
     _check(known, f"np.linalg.norm with ord={ord!r} over {len(axes)} axes has no derivative rule", TypeError)
     size = (
@@ -1332,15 +1459,14 @@ def _norm(x, ord=None, axis=None, keepdims=False):
     return _root(np.sum(powers, axis, **keep), float(ord)) if ord else np.sum(powers, axis, **keep)
 
 
-def _tensordot(a, b, axes=2):
-    """One product of matrices, in whose columns and rows the axes to sum over are merged."""
+def _kron(a, b):
+    """All products of two elements, in the order of (row of a, row of b, column of a, column of b), and so on."""
     a, b = _as_tensor(a), _as_tensor(b)
-    over = (range(-axes, 0), range(axes)) if isinstance(axes, (int, np.integer)) else axes
-    lengths = [[x.shape[i] for i in _axes(x, o)] for x, o in zip((a, b), over, strict=True)]
-    _check(lengths[0] == lengths[1], f"np.tensordot of shapes {a.shape} and {b.shape} over axes of {lengths}")
-    a, b = _merged(a, over[0]), _merged(b, over[1])
-    rows, columns = [x.reshape(math.prod(x.shape[:-1]), x.shape[-1]) for x in (a, b)]
-    return (rows @ columns.T).reshape(a.shape[:-1] + b.shape[:-1])
+    n = max(a.ndim, b.ndim)
+    shapes = [(1,) * (n - x.ndim) + x.shape for x in (a, b)]
+    a = a.reshape([*itertools.chain(*[(length, 1) for length in shapes[0]])])
+    b = b.reshape([*itertools.chain(*[(1, length) for length in shapes[1]])])
+    return (a * b).reshape([*map(op.mul, *shapes)])
 
 
 def _cross(a, b, axisa=-1, axisb=-1, axisc=-1, axis=None):
@@ -1364,8 +1490,11 @@ def _join(function, arrays, axis=0):
 
 def _einsum(*operands, optimize=False):
     """With a letter for each axis, as NumPy spells it out when asked for the order of the products."""
-    shapes = [np.broadcast_to(0, x.shape) if hasattr(x, "shape") else x for x in operands]
-    terms, result = np.einsum_path(*shapes)[1].split()[2].split("->")
+    said = operands[0].replace(" ", "") if isinstance(operands[0], str) else ""
+    if "->" not in said or "." in said:
+        shapes = [np.broadcast_to(0, x.shape) if hasattr(x, "shape") else x for x in operands]
+        said = np.einsum_path(*shapes)[1].split()[2]
+    terms, result = said.split("->")
     inputs, unused = terms.split(","), [letter for letter in string.ascii_letters if letter not in terms]
 
     def vjp(i, g, _out, *arrays):
@@ -1401,6 +1530,26 @@ def _move(function, a, *args, **options):
     return _map(taken, function(np.arange(1, flat.size + 1).reshape(np.shape(a)), *args, **options))
 
 
+def _split(function, ary, indices_or_sections, *axis):
+    """The parts, each a stretch of the array."""
+    (along,) = _axes(ary, {np.hsplit: int(ary.ndim > 1), np.dsplit: 2}.get(function, *axis or [0]))
+    places = np.arange(ary.shape[along]).reshape([-1 if i == along else 1 for i in range(ary.ndim)])
+    parts = [part.ravel().tolist() or [0, -1] for part in function(places, indices_or_sections, *axis)]
+    return [ary[(*[slice(None)] * along, slice(part[0], part[-1] + 1))] for part in parts]
+
+
+def _pad(array, pad_width, mode="constant", *, constant_values=0):
+    _check(mode in {"constant", "edge", "reflect", "symmetric", "wrap"}, f"np.pad with {mode=} has no rule", TypeError)
+    if mode == "constant" and not isinstance(pad_width, dict):
+        return _padded(array, pad_width, constant_values)
+    return _move(np.pad, array, pad_width, mode)
+
+
+def _joined(axis, arrays, ndim):
+    """The arrays, joined along an axis, those of fewer axes lengthened before."""
+    return np.concatenate([a if np.ndim(a) >= ndim else getattr(np, f"atleast_{ndim}d")(a) for a in arrays], axis)
+
+
 def _lengthen(function, *arys):
     """A function that only adds axes of length 1, to each of its arguments."""
     out = [np.reshape(array, function(np.broadcast_to(0, np.shape(array))).shape) for array in arys]
@@ -1412,33 +1561,29 @@ for names, expression in {
     "amax": np.max, **{f"atleast_{n}d": functools.partial(_lengthen, getattr(np, f"atleast_{n}d")) for n in (1, 2, 3)},
     "amin": np.min, "stack": functools.partial(_join, np.stack),
     "average": _average, "sort": lambda a, axis=-1, kind=None: np.take_along_axis(a, np.argsort(a, axis, kind), axis),
-    "clip": _clip, "hstack": lambda tup: np.concatenate([np.atleast_1d(a) for a in tup], int(np.ndim(tup[0]) > 1)),
-    "copy": lambda a: +a, "trace": lambda a, offset=0, axis1=0, axis2=1: np.diagonal(a, offset, axis1, axis2).sum(-1),
+    "clip": _clip, "hstack": lambda tup: _joined(int(np.ndim(tup[0]) > 1), tup, 1), "pad": _pad,
+    "copy": lambda a: +a,
     "cross": _cross, "fmax": lambda x, y: np.where(np.greater_equal(x, y) | np.not_equal(y, y), x, y),
-    "fabs": abs, "inner": lambda a, b: np.dot(a, b) if 0 in (np.ndim(a), np.ndim(b)) else np.tensordot(a, b, (-1, -1)),
-    "fmin": lambda x, y: np.where(np.less_equal(x, y) | np.not_equal(y, y), x, y), "square": lambda x: x * x,
-    "einsum": _einsum, "dstack": lambda tup: np.concatenate([np.atleast_3d(a) for a in tup], 2), "linalg.norm": _norm,
-    "linalg.matmul": op.matmul, "vstack": lambda tup: np.concatenate([np.atleast_2d(a) for a in tup]), "take": _take,
-    "median": _median, "outer": lambda a, b: np.ravel(a)[:, None] * np.ravel(b), "linalg.matrix_transpose": _mT,
-    "linalg.tensordot tensordot": _tensordot, "deg2rad radians": lambda x: x * (math.pi / 180), "matrix_transpose": _mT,
+    "fabs": abs, "inner": lambda a, b: a @ np.transpose(b) if np.ndim(a) and 0 < np.ndim(b) < 3 else (
+        np.tensordot(a, b, (-1, -1) if np.ndim(a) and np.ndim(b) else 0)),
+    "fmin": lambda x, y: np.where(np.less_equal(x, y) | np.not_equal(y, y), x, y),
+    "einsum": _einsum, "dstack": lambda tup: _joined(2, tup, 3), "linalg.norm": _norm,
+    "linalg.matmul": op.matmul, "vstack": lambda tup: _joined(0, tup, 2), "take": _take,
+    "median": _median, "linalg.matrix_transpose": _mT,
+    "linalg.tensordot": lambda x1, x2, axes=2: np.tensordot(x1, x2, axes), "fliplr": lambda m: np.flip(m, 1),
+    "flipud": lambda m: np.flip(m, 0), "deg2rad radians": lambda x: x * (math.pi / 180), "matrix_transpose": _mT,
     "rad2deg degrees": lambda x: x * (180 / math.pi), "vdot": lambda a, b: np.ravel(a) @ np.ravel(b),
     "concatenate": functools.partial(_join, np.concatenate), "reciprocal": lambda x: 1 / x,
     "diff": _diff, "full_like": lambda a, fill_value, dtype=None, *, shape=None: (
         _whole(_as_tensor(fill_value) if np.ndim(fill_value) else fill_value, np.zeros_like(a, dtype, shape=shape))),
-    **{name: functools.partial(_move, getattr(np, name)) for name in (
-        "array_split", "diag", "diagonal", "dsplit", "fliplr", "flipud", "hsplit", "repeat", "rot90", "split",
-        "take_along_axis", "tile", "tril", "triu", "vsplit")},
-    "pad": lambda array, pad_width, mode="constant": _move(np.pad, array, pad_width, _check(mode in {
-        "constant", "edge", "reflect", "symmetric", "wrap"}, f"np.pad with {mode=} has no rule", TypeError) or mode),
+    **{name: functools.partial(_move, getattr(np, name)) for name in ("rot90", "take_along_axis")},
+    **{f.__name__: functools.partial(_split, f) for f in (np.split, np.array_split, np.hsplit, np.vsplit, np.dsplit)},
+    "kron": _kron,
     "dot": lambda a, b: a @ b if np.ndim(a) and 0 < np.ndim(b) < 3 else (
         np.tensordot(a, b, (-1, -2) if np.ndim(a) and np.ndim(b) else 0)),
     "linalg.slogdet": lambda a: np.linalg.slogdet(np.eye(1))._replace(sign=_sign_of_det(a), logabsdet=_log_of_det(a)),
-    "ndim shape size": None, "linalg.solve": lambda a, b: (
-        _solve(_as_tensor(a), _as_tensor(b)) if np.ndim(b) > 1 else np.linalg.solve(a, np.reshape(b, (-1, 1)))[..., 0]),
-    "kron": lambda a, b: (_move(np.kron, a, np.ones(np.shape(b), int)) *
-                          _move(lambda numbers, ones: np.kron(ones, numbers), b, np.ones(np.shape(a), int))),
+    "ndim shape size": None,
     "ptp": lambda a, axis=None, *, keepdims=False: a.max(axis, keepdims=keepdims) - a.min(axis, keepdims=keepdims),
-    "std": lambda a, axis=None, *, ddof=0, keepdims=False: _root(np.var(a, axis, ddof=ddof, keepdims=keepdims)),
     "column_stack": lambda tup: np.concatenate([a if np.ndim(a) > 1 else np.reshape(a, (-1, 1)) for a in tup], 1),
     """all allclose any argmax argmin argpartition argsort argwhere around array_equal array_equiv bitwise_and
     bitwise_or bitwise_xor ceil count_nonzero empty_like equal fix flatnonzero floor floor_divide greater
