@@ -522,8 +522,8 @@ def _power_less(x, y):
 
 def _log_of(x, y, out):
     """log(x) in the dtype of out = x**y, for d(out)/dy = out * log(x); 0 where x is 0 and out stays 0 or 1 beside y."""
-    base: Any = x.astype(out.dtype) if hasattr(x, "astype") else _as_array(out).dtype.type(x)
-    return np.log(base if base.__class__ in _local and base.all() else np.where((base == 0) & (y >= 0), 1, base))
+    b: Any = x.astype(out.dtype) if hasattr(x, "astype") else _as_array(out).dtype.type(x)
+    return np.log(b if isinstance(b, (_ndarray, np.generic)) and b.all() else np.where((b == 0) & (y >= 0), 1, b))
 
 
 def _mT(x):
