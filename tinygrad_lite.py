@@ -805,24 +805,17 @@ def _leaves(tree):
     """The leaves of nested tuples, lists and dicts, in a list."""
     if not isinstance(tree, _structures):
         return [tree]
-    leaves = []
-    for item in tree.values() if isinstance(tree, dict) else tree:
-        if isinstance(item, _structures):
-            leaves += _leaves(item)
-        else:
-            leaves.append(item)
-    return leaves
+    items = tree.values() if isinstance(tree, dict) else tree
+    return [leaf for x in items for leaf in (_leaves(x) if isinstance(x, _structures) else (x,))]
 
 
 def _map(function, tree):
     """The function of every leaf of nested tuples, lists and dicts, in the same structure."""
     if not isinstance(tree, _structures):
         return function(tree)
-    items: Any
+    items: Any = [_map(function, x) for x in (tree.values() if isinstance(tree, dict) else tree)]
     if isinstance(tree, dict):
-        items = {key: _map(function, x) for key, x in tree.items()}
-    else:
-        items = [_map(function, x) for x in tree]
+        items = dict(zip(tree, items, strict=True))
     return items if type(tree) in (dict, list) else tuple(items) if type(tree) is tuple else _of_type(tree, items)
 
 
