@@ -1213,7 +1213,7 @@ def _over_gap(x, gap, turn):
     return x / np.where((turn == 0).all((-2, -1), keepdims=True) & (gap == 0), math.inf, gap)
 
 
-def _svd_vjp(g, out, _a):
+def _uv_vjp(g, out, _a):
     """Townsend, 2016, "Differentiating the singular value decomposition", of U, V and a row of the values in one array.
 
     His 2 / (t**2 - s**2) is split in two: 1 / (t - s) for what turns left and right vectors alike, 1 / (t + s) for what
@@ -1290,11 +1290,13 @@ _solve = defvjp(functools.partial(np.linalg.solve), lambda g, out, a, _b: -(np.l
 _cholesky = defvjp(functools.partial(np.linalg.cholesky, upper=False),
                    lambda g, out, _a: _mT(x := np.linalg.inv(out)) @ _mirrored(_mT(out) @ g) @ x / 2)
 # A rule is of one result: all matrices, one below the other, or Q, as R follows from it (Seeger et al., 2017).
-_vw = defvjp(lambda a: np.concatenate([(x := np.linalg.eigh(a))[1], x[0][..., None, :]], -2), _svd_vjp)
-_uvs = defvjp(lambda a: np.concatenate([(x := np.linalg.svd(a, 0))[0], _mT(x[2]), x[1][..., None, :]], -2), _svd_vjp)
+_vw = defvjp(lambda a: np.concatenate([(x := np.linalg.eigh(a))[1], x[0][..., None, :]], -2), _uv_vjp)
+_uvs = defvjp(lambda a: np.concatenate([(x := np.linalg.svd(a, False))[0], _mT(x[2]), x[1][..., None, :]], -2), _uv_vjp)
 _q = defvjp(lambda a: np.linalg.qr(a)[0], lambda g, q, a: (g - q @ _mirrored(_mT(g) @ q)) @ np.linalg.inv(_mT(a) @ q))
 _constant_lstsq = defvjp(lambda a, b: np.linalg.lstsq(a, b), None)
-_pinv_of_lstsq = defvjp(lambda a: np.linalg.pinv(a, rtol=None), *_table[np.linalg.pinv].vjps)  # takes more for 0
+# What lstsq leaves out as 0, in float64 always.
+_pinv_of_lstsq = defvjp(lambda a: np.linalg.pinv(a.astype(float), np.finfo(float).eps * max(a.shape)).astype(a.dtype),
+                        *_table[np.linalg.pinv].vjps)
 # The sum of weights as it is, but with NumPy's error for 0, under jit too.
 _total_weight = defvjp(lambda s: np.average(s[..., None], -1, s[..., None], returned=True)[1], lambda g, _, _s: g)
 # fmt: on
@@ -1363,7 +1365,7 @@ def _norm(x, ord=None, axis=None, keepdims=False):
     axes, keep = _axes(x, axis), {"keepdims": keepdims}
     if (ord is None and (axis is None or len(axes) < 3)) or (len(axes), ord) in ((1, 2), (2, "fro")):
         return _root(np.sum(x * x, axis, **keep))
-    if len(axes) == 2 and ord in (of := {2: np.max, -2: np.min, "nuc": np.sum}):
+    if len(axes) == 2 and ord in (of := dict[Any, Any]({2: np.max, -2: np.min, "nuc": np.sum})):
         return of[ord](_uvs(np.moveaxis(x, axes, (-2, -1)))[..., -1, :], -1).reshape(_reduced(x, axis, keepdims))
     known = {1: isinstance(ord, (int, float, np.number)), 2: ord in (1, -1, math.inf, -math.inf)}.get(len(axes))
     _check(known, f"np.linalg.norm with ord={ord!r} over {len(axes)} axes has no derivative rule", TypeError)
