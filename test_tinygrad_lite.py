@@ -527,7 +527,7 @@ CATALOGUE |= {
     ],
     **{f"linalg.{name}": [Symmetric(M), Symmetric(MM), Symmetric(A(1, 1, of="matrix"))] for name in SYMMETRIC},
     "linalg.svd": [
-        *[Own(a, full_matrices=False) for a in (X, A(3, 2), N, A(2, 1, 2, 3), A(1, 1), A(4, 1))],
+        *[Own(a, full_matrices=False) for a in (X, A(3, 2), N, A(2, 1, 2, 3), A(1, 1), A(4, 1), A(3, 0), A(0, 2))],
         *[Own(M), Own(MM), Own(M, True), Own(X, compute_uv=False), Own(A(2, 3, 2), False, False)],
     ],
     "linalg.qr": [Own(M), Own(MM), Own(A(3, 2)), Own(X), Own(N), Own(A(2, 1, 2, 3)), Own(A(3, 1), mode="reduced")],

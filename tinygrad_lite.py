@@ -1223,7 +1223,7 @@ def _uv_vjp(g, out, _a):
     """
     (m, n), eye = _a.shape[-2:], np.eye(out.shape[-1], dtype=bool)
     (u, v, s), (gu, gv, gs) = [(x[..., :m, :], x[..., m:-1, :], x[..., -1:, :]) for x in (out, g)]
-    left, right, w = _mT(u) @ gu, _mT(v) @ gv, v if out.shape[-2] > m + 1 else u
+    left, right, w = _mT(u) @ gu, _mT(v) @ gv, v if out.shape[-2] == m + n + 1 else u
     turns = [(left + right, s - _mT(s)), (left - right, s + _mT(s))][: 1 + (w is v)]
     gu_w = u @ functools.reduce(op.add, [_over_gap(x - _mT(x), gap + eye, x) for x, gap in turns]) / 2 + u * gs
     gu_w = gu_w + _over_gap(gu - u @ left, s, gu) if m > n else gu_w  # by what leaves the space of U, or that of V
@@ -1283,7 +1283,8 @@ for kind, rules in {
 }.items():
     for function, vjps in rules.items():  # type: ignore[attr-defined]
         _row(function, _Function).define(vjps if isinstance(vjps, tuple) else (vjps,), kind)
-_lndet = defvjp(lambda a: np.stack(np.linalg.slogdet(a)), lambda g, _, a: g[1][..., None, None] * _mT(np.linalg.inv(a)))
+_sign_of_det = defvjp(lambda a: np.linalg.slogdet(a)[0], None)
+_log_of_det = defvjp(lambda a: np.linalg.slogdet(a)[1], lambda g, _, a: g[..., None, None] * _mT(np.linalg.inv(a)))
 _solve = defvjp(functools.partial(np.linalg.solve), lambda g, out, a, _b: -(np.linalg.solve(_mT(a), g) @ _mT(out)),
                                                     lambda g, _, a, _b: np.linalg.solve(_mT(a), g))
 # Seeger et al., 2017, "Auto-differentiating linear algebra": symmetric, as the matrix is. (Dask has no option for it.)
@@ -1491,7 +1492,7 @@ for names, expression in {
         "constant", "edge", "reflect", "symmetric", "wrap"}, f"np.pad with {mode=} has no rule", TypeError) or mode),
     "dot": lambda a, b: a @ b if np.ndim(a) and 0 < np.ndim(b) < 3 else (
         np.tensordot(a, b, (-1, -2) if np.ndim(a) and np.ndim(b) else 0)),
-    "linalg.slogdet": lambda a: _filled(np.linalg.slogdet(np.eye(1)), [(x := _lndet(a))[0].detach(), x[1]]),
+    "linalg.slogdet": lambda a: np.linalg.slogdet(np.eye(1))._replace(sign=_sign_of_det(a), logabsdet=_log_of_det(a)),
     "linalg.eigh": lambda a: _filled(np.linalg.eigh(np.eye(1)), [(vw := _vw(a))[..., -1, :], vw[..., :-1, :]]),
     "linalg.qr": lambda a: _filled(np.linalg.qr(np.eye(1)), [q := _q(a[..., : a.shape[-2:][0]]), np.triu(_mT(q) @ a)]),
     "linalg.eigvalsh": lambda a: _vw(a)[..., -1, :], "linalg.cholesky": _cholesky, "linalg.lstsq": _lstsq,
