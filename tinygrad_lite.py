@@ -960,8 +960,9 @@ def _without_graph(tensor, what):
     """The value of a Tensor that Python takes as something else, which would lose a gradient without a word."""
     value = _seen(tensor, what)._value
     what = f"a Tensor that requires gradients would lose them as {what}: write .item() or .detach() to do without"
-    instead = "np.stack([...]) for np.array([...]), X @ t for X.dot(t), Tensor(df) @ t for df @ t, t for Tensor(t)"
-    _check(tensor._node is None, f"{what}, np. functions for math's, {instead}", TypeError)
+    instead = "np.stack([t, u]) for np.array([t, u]), of rows np.stack([np.stack([...]), ...]), X @ t for X.dot(t)"
+    advice = f"np. functions for math's, {instead}, Tensor(df) @ t for df @ t, t for Tensor(t)"
+    _check(tensor._node is None, f"{what}, {advice}", TypeError)
     return value
 
 
@@ -1297,6 +1298,33 @@ def _tensordot_vjp(i, g, _out, a, b, axes=2):
     return part.transpose(sorted(range(part.ndim), key=order.__getitem__))
 
 
+def _mirrored(x):
+    """The symmetric matrix that has the lower triangle of x."""
+    return np.where(np.tri(x.shape[-1], dtype=bool), x, _mT(x))
+
+
+def _over_gap(x, gap, turn):
+    """x / gap; but matrices without a turn of their vectors need no gap between the values."""
+    return x / np.where((turn == 0).all((-2, -1), keepdims=True) & (gap == 0), math.inf, gap)
+
+
+def _uv_vjp(g, out, _a):
+    """Townsend, 2016, "Differentiating the singular value decomposition", of U, V and a row of the values in one array.
+
+    His 2 / (t**2 - s**2) is split in two: 1 / (t - s) for what turns left and right vectors alike, 1 / (t + s) for what
+    turns them apart. Without V it is the rule of eigh, whose U is V (Giles, 2008, "An extended collection of matrix
+    derivative results"): symmetric, as the matrix is. Equal values have any vectors of a space, and so has 0: there it
+    is exact for functions of the values alone, and nan or infinite for others, as in PyTorch and autograd.
+    """
+    (m, n), eye = _a.shape[-2:], np.eye(out.shape[-1], dtype=bool)
+    (u, v, s), (gu, gv, gs) = [(x[..., :m, :], x[..., m:-1, :], x[..., -1:, :]) for x in (out, g)]
+    left, right, w = _mT(u) @ gu, _mT(v) @ gv, v if out.shape[-2] == m + n + 1 else u
+    turns = [(left + right, s - _mT(s)), (left - right, s + _mT(s))][: 1 + (w is v)]
+    gu_w = u @ functools.reduce(op.add, [_over_gap(x - _mT(x), gap + eye, x) for x, gap in turns]) / 2 + u * gs
+    gu_w = gu_w + _over_gap(gu - u @ left, s, gu) if m > n else gu_w  # by what leaves the space of U, or that of V
+    return gu_w @ _mT(w) + u @ _mT(_over_gap(gv - v @ right, s, gv)) if n > m else gu_w @ _mT(w)
+
+
 # fmt: off
 relu, sigmoid, _scatter, _gather = [
     _recording_function(f, _row(f, _Function)) for f in (_relu, _sigmoid, _add_at, op.getitem)]
@@ -1351,7 +1379,13 @@ for kind, rules in {
         np.linalg.solve: (lambda g, out, a, _b: -(np.linalg.solve(_mT(a), _columns(g, _b)) @ _mT(_columns(out, _b))),
                           lambda g, _, a, _b: np.linalg.solve(_mT(a), _columns(g, _b)).reshape(g.shape)),
         np.linalg.inv: lambda g, out, _a: -(_mT(out) @ g @ _mT(out)),
-        np.linalg.det: lambda g, out, a: (g * out)[..., None, None] * _mT(np.linalg.inv(a))},
+        np.linalg.det: lambda g, out, a: (g * out)[..., None, None] * _mT(np.linalg.inv(a)),
+        # Golub and Pereyra, 1973, for matrices that keep their rank.
+        np.linalg.pinv: lambda g, out, a: ((x := _mT(g)) - a @ (out @ x)) @ out @ _mT(out) + (
+            _mT(out) @ (out @ (x - x @ out @ a) - g @ _mT(out))),
+        # The sum of a.T**i @ g @ a.T**(n - 1 - i), which is in a corner of the power of [[a.T, g], [0, a.T]].
+        np.linalg.matrix_power: (lambda g, _, a, n: np.linalg.matrix_power(np.concatenate([np.concatenate(row, -1) for
+            row in ((_mT(a), g), (np.zeros_like(g), _mT(a)))], -2), n)[..., : a.shape[-1], a.shape[-1] :], None)},
 }.items():
     for function, vjps in rules.items():  # type: ignore[attr-defined]
         _row(function, _Function).define(vjps if isinstance(vjps, tuple) else (vjps,), kind)
@@ -1370,6 +1404,17 @@ _padded = defvjp(lambda array, width, value: np.pad(array, width, constant_value
                      np.broadcast_to(width, (g.ndim, 2)).tolist(), _array.shape, strict=True)])], None)
 _difference = defvjp(lambda a, axis: np.diff(a, 1, axis),
                      lambda g, _, _a, axis: -np.diff(g, 1, axis, g.dtype.type(0), g.dtype.type(0)))
+# Seeger et al., 2017, "Auto-differentiating linear algebra": symmetric, as the matrix is. (Dask has no option for it.)
+_cholesky = defvjp(functools.partial(np.linalg.cholesky, upper=False),
+                   lambda g, out, _a: _mT(x := np.linalg.inv(out)) @ _mirrored(_mT(out) @ g) @ x / 2)
+# A rule is of one result: all matrices, one below the other, or Q, as R follows from it (Seeger et al., 2017).
+_vw = defvjp(lambda a: np.concatenate([(x := np.linalg.eigh(a))[1], x[0][..., None, :]], -2), _uv_vjp)
+_uvs = defvjp(lambda a: np.concatenate([(x := np.linalg.svd(a, False))[0], _mT(x[2]), x[1][..., None, :]], -2), _uv_vjp)
+_q = defvjp(lambda a: np.linalg.qr(a)[0], lambda g, q, a: (g - q @ _mirrored(_mT(g) @ q)) @ np.linalg.inv(_mT(a) @ q))
+_constant_lstsq = defvjp(lambda a, b: np.linalg.lstsq(a, b), None)
+# What lstsq leaves out as 0, in float64 always.
+_pinv_of_lstsq = defvjp(lambda a: np.linalg.pinv(a.astype(float), np.finfo(float).eps * max(a.shape)).astype(a.dtype),
+                        *_table[np.linalg.pinv].vjps)
 # The sum of weights as it is, but with NumPy's error for 0, under jit too.
 _total_weight = defvjp(lambda s: np.average(s[..., None], -1, s[..., None], returned=True)[1], lambda g, _, _s: g)
 # fmt: on
@@ -1441,6 +1486,8 @@ def _norm(x, ord=None, axis=None, keepdims=False):
     axes, keep = _axes(x, axis), {"keepdims": keepdims}
     if (ord is None and (axis is None or len(axes) < 3)) or (len(axes), ord) in ((1, 2), (2, "fro")):
         return _length(x, axis, **keep)
+    if len(axes) == 2 and ord in (of := dict[Any, Any]({2: np.max, -2: np.min, "nuc": np.sum})):
+        return of[ord](_uvs(np.moveaxis(x, axes, (-2, -1)))[..., -1, :], -1).reshape(_reduced(x, axis, keepdims))
     known = {1: isinstance(ord, (int, float, np.number)), 2: ord in (1, -1, math.inf, -math.inf)}.get(len(axes))
     _check(known, f"np.linalg.norm with ord={ord!r} over {len(axes)} axes has no derivative rule", TypeError)
     size = (
@@ -1450,6 +1497,19 @@ def _norm(x, ord=None, axis=None, keepdims=False):
         return (np.max if ord > 0 else np.min)(size, axes, **keep)
     powers = np.where(size == 0, math.inf if ord < 0 else 0, _nonzero(size) ** float(ord))
     return _root(np.sum(powers, axis, **keep), float(ord)) if ord else np.sum(powers, axis, **keep)
+
+
+def _svd(a, full_matrices=True, compute_uv=True):
+    uvs, (m, n) = _uvs(a), a.shape[-2:]
+    _check(m == n or not (full_matrices and compute_uv), f"np.linalg.svd of {a.shape}: write full_matrices=False")
+    u, v, s = uvs[..., :m, :], uvs[..., m:-1, :], uvs[..., -1, :]
+    return _filled(np.linalg.svd(np.eye(1)), [u, s, _mT(v)]) if compute_uv else s
+
+
+def _lstsq(a, b):
+    plain, squares, rank, _ = _constant_lstsq(a, b)
+    x = _pinv_of_lstsq(a := _as_tensor(a).astype(squares.dtype)) @ (b := np.reshape(b, (*np.shape(b), 1)[:2]))
+    return x.reshape(plain.shape), ((b - a @ x) ** 2).sum(0)[: squares.size], rank, _uvs(a)[..., -1, :]
 
 
 def _kron(a, b):
@@ -1575,7 +1635,10 @@ for names, expression in {
     "dot": lambda a, b: a @ b if np.ndim(a) and 0 < np.ndim(b) < 3 else (
         np.tensordot(a, b, (-1, -2) if np.ndim(a) and np.ndim(b) else 0)),
     "linalg.slogdet": lambda a: np.linalg.slogdet(np.eye(1))._replace(sign=_sign_of_det(a), logabsdet=_log_of_det(a)),
-    "ndim shape size": None,
+    "linalg.eigh": lambda a: _filled(np.linalg.eigh(np.eye(1)), [(vw := _vw(a))[..., -1, :], vw[..., :-1, :]]),
+    "linalg.qr": lambda a: _filled(np.linalg.qr(np.eye(1)), [q := _q(a[..., : a.shape[-2:][0]]), np.triu(_mT(q) @ a)]),
+    "linalg.eigvalsh": lambda a: _vw(a)[..., -1, :], "linalg.cholesky": _cholesky, "linalg.lstsq": _lstsq,
+    "linalg.svd": _svd, "ndim shape size": None,
     "ptp": lambda a, axis=None, *, keepdims=False: a.max(axis, keepdims=keepdims) - a.min(axis, keepdims=keepdims),
     "column_stack": lambda tup: np.concatenate([a if np.ndim(a) > 1 else np.reshape(a, (-1, 1)) for a in tup], 1),
     """all allclose any argmax argmin argpartition argsort argwhere around array_equal array_equiv bitwise_and
