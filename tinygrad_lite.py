@@ -1295,9 +1295,8 @@ _vw = defvjp(lambda a: np.concatenate([(x := np.linalg.eigh(a))[1], x[0][..., No
 _uvs = defvjp(lambda a: np.concatenate([(x := np.linalg.svd(a, False))[0], _mT(x[2]), x[1][..., None, :]], -2), _uv_vjp)
 _q = defvjp(lambda a: np.linalg.qr(a)[0], lambda g, q, a: (g - q @ _mirrored(_mT(g) @ q)) @ np.linalg.inv(_mT(a) @ q))
 _constant_lstsq = defvjp(lambda a, b: np.linalg.lstsq(a, b), None)
-# What lstsq leaves out as 0, in float64 always.
-_pinv_of_lstsq = defvjp(lambda a: np.linalg.pinv(a.astype(float), np.finfo(float).eps * max(a.shape)).astype(a.dtype),
-                        *_table[np.linalg.pinv].vjps)
+# lstsq leaves out more as 0 than pinv, and as much in float32: NumPy's LAPACK is that of float64.
+_pinv_of_lstsq = defvjp(lambda a: np.linalg.pinv(a, np.finfo(float).eps * max(a.shape)), *_table[np.linalg.pinv].vjps)
 # The sum of weights as it is, but with NumPy's error for 0, under jit too.
 _total_weight = defvjp(lambda s: np.average(s[..., None], -1, s[..., None], returned=True)[1], lambda g, _, _s: g)
 # fmt: on
