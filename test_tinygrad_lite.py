@@ -1089,12 +1089,21 @@ HALVES = ["add", "power", "exp", "tanh", "arctan2", "sigmoid", "where", "clip", 
 HALVES += ["median", "cumsum", "concatenate", "stack", "matmul", "einsum", "linalg.norm", "pad", "getitem", "sort"]
 
 
+def failure(call: Call, arrays: Any) -> TypeError | None:
+    """What NumPy says to a norm of float16."""
+    try:
+        call.of(np.linalg.norm, [a.astype(np.float16) for a in arrays])
+    except TypeError as error:
+        return error
+    return None
+
+
 @pytest.mark.parametrize("name", HALVES)
 def test_float16_stays_float16(name):
     for call in CATALOGUE[name]:
-        if any(x in (2, -2, "nuc") for x in call.arguments[0][1:2]) and call.drawn[0].shape[1:]:
-            continue  # by singular values, which NumPy has not of float16
         arrays = call.draw()
+        if name == "linalg.norm" and "float16 is unsupported" in str(failure(call, arrays)):
+            continue  # by singular values, which NumPy has not of float16
         _, expected = backward(name, call, arrays)
         half = [a.astype(np.float16) if is_float(a) else a for a in arrays]
         plain = call.cast(np.float16).of(named(name), half)

@@ -1287,8 +1287,8 @@ _sign_of_det = defvjp(lambda a: np.linalg.slogdet(a)[0], None)
 _log_of_det = defvjp(lambda a: np.linalg.slogdet(a)[1], lambda g, _, a: g[..., None, None] * _mT(np.linalg.inv(a)))
 _solve = defvjp(functools.partial(np.linalg.solve), lambda g, out, a, _b: -(np.linalg.solve(_mT(a), g) @ _mT(out)),
                                                     lambda g, _, a, _b: np.linalg.solve(_mT(a), g))
-# Seeger et al., 2017, "Auto-differentiating linear algebra": symmetric, as the matrix is. (Dask has no option for it.)
-_cholesky = defvjp(functools.partial(np.linalg.cholesky, upper=False),
+# Seeger et al., 2017, "Auto-differentiating linear algebra": symmetric, as the matrix is.
+_cholesky = defvjp(functools.partial(np.linalg.cholesky, upper=False),  # which no library takes for the upper one
                    lambda g, out, _a: _mT(x := np.linalg.inv(out)) @ _mirrored(_mT(out) @ g) @ x / 2)
 # A rule is of one result: all matrices, one below the other, or Q, as R follows from it (Seeger et al., 2017).
 _vw = defvjp(lambda a: np.concatenate([(x := np.linalg.eigh(a))[1], x[0][..., None, :]], -2), _uv_vjp)
