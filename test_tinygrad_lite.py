@@ -1092,12 +1092,21 @@ HALVES = ["add", "power", "exp", "tanh", "arctan2", "sigmoid", "where", "clip", 
 HALVES += ["median", "cumsum", "concatenate", "stack", "matmul", "einsum", "linalg.norm", "pad", "getitem", "sort"]
 
 
+def failure(call: Call, arrays: Any) -> TypeError | None:
+    """What NumPy says to a norm of float16."""
+    try:
+        call.of(np.linalg.norm, [a.astype(np.float16) for a in arrays])
+    except TypeError as error:
+        return error
+    return None
+
+
 @pytest.mark.parametrize("name", HALVES)
 def test_float16_stays_float16(name):
     for call in CATALOGUE[name]:
-        if any(x in (2, -2, "nuc") for x in call.arguments[0][1:2]) and call.drawn[0].shape[1:]:
-            continue  # by singular values, which NumPy has not of float16
         arrays = call.draw()
+        if name == "linalg.norm" and "float16 is unsupported" in str(failure(call, arrays)):
+            continue  # by singular values, which NumPy has not of float16
         _, expected = backward(name, call, arrays)
         half = [a.astype(np.float16) if is_float(a) else a for a in arrays]
         plain = call.cast(np.float16).of(named(name), half)
@@ -1629,7 +1638,7 @@ def test_eigenvalues_of_opposite_signs_are_not_taken_for_equal():
 def test_matrices_without_full_rank_have_numpys_least_squares_and_the_gradient_of_their_rank(dtype):
     rng = np.random.default_rng(0)
     left, right, b = rng.normal(size=(50, 2)), rng.normal(size=(2, 3)), rng.normal(size=50).astype(dtype)
-    a = left[:, [0, 1, 0]].astype(dtype)  # of rank 2
+    a = (np.rint(9 * left) @ [[1, 0, 1], [0, 1, 1]]).astype(dtype)  # of rank 2, exactly
     out, plain = np.linalg.lstsq(leaf(a, dtype), b), np.linalg.lstsq(a, b)
     assert_same(out[1:3], plain[1:3])  # no residuals, and the rank
     for x, y in zip(out, plain, strict=True):
@@ -1644,7 +1653,8 @@ def test_factors_are_numpys_named_tuples_and_a_power_of_0_is_constant():
     assert np.linalg.eigh(a)._fields == ("eigenvalues", "eigenvectors")
     assert np.linalg.svd(a)._fields == ("U", "S", "Vh")
     assert np.linalg.qr(a)._fields == ("Q", "R")
-    np.testing.assert_array_equal(np.linalg.qr(a).R.data[1, 0], 0.0)
+    r = np.linalg.qr(leaf(np.random.default_rng(0).normal(size=(5, 5)))).R.data
+    np.testing.assert_array_equal(np.tril(r, -1), 0.0)
     np.testing.assert_array_equal(grad(lambda a: np.linalg.matrix_power(a, 0).sum())(a.data), np.zeros((2, 2)))
 
 

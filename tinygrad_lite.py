@@ -1404,17 +1404,16 @@ _padded = defvjp(lambda array, width, value: np.pad(array, width, constant_value
                      np.broadcast_to(width, (g.ndim, 2)).tolist(), _array.shape, strict=True)])], None)
 _difference = defvjp(lambda a, axis: np.diff(a, 1, axis),
                      lambda g, _, _a, axis: -np.diff(g, 1, axis, g.dtype.type(0), g.dtype.type(0)))
-# Seeger et al., 2017, "Auto-differentiating linear algebra": symmetric, as the matrix is. (Dask has no option for it.)
-_cholesky = defvjp(functools.partial(np.linalg.cholesky, upper=False),
+# Seeger et al., 2017, "Auto-differentiating linear algebra": symmetric, as the matrix is.
+_cholesky = defvjp(functools.partial(np.linalg.cholesky, upper=False),  # which no library takes for the upper one
                    lambda g, out, _a: _mT(x := np.linalg.inv(out)) @ _mirrored(_mT(out) @ g) @ x / 2)
 # A rule is of one result: all matrices, one below the other, or Q, as R follows from it (Seeger et al., 2017).
 _vw = defvjp(lambda a: np.concatenate([(x := np.linalg.eigh(a))[1], x[0][..., None, :]], -2), _uv_vjp)
 _uvs = defvjp(lambda a: np.concatenate([(x := np.linalg.svd(a, False))[0], _mT(x[2]), x[1][..., None, :]], -2), _uv_vjp)
 _q = defvjp(lambda a: np.linalg.qr(a)[0], lambda g, q, a: (g - q @ _mirrored(_mT(g) @ q)) @ np.linalg.inv(_mT(a) @ q))
 _constant_lstsq = defvjp(lambda a, b: np.linalg.lstsq(a, b), None)
-# What lstsq leaves out as 0, in float64 always.
-_pinv_of_lstsq = defvjp(lambda a: np.linalg.pinv(a.astype(float), np.finfo(float).eps * max(a.shape)).astype(a.dtype),
-                        *_table[np.linalg.pinv].vjps)
+# lstsq leaves out more as 0 than pinv, and as much in float32: NumPy's LAPACK is that of float64.
+_pinv_of_lstsq = defvjp(lambda a: np.linalg.pinv(a, np.finfo(float).eps * max(a.shape)), *_table[np.linalg.pinv].vjps)
 # The sum of weights as it is, but with NumPy's error for 0, under jit too.
 _total_weight = defvjp(lambda s: np.average(s[..., None], -1, s[..., None], returned=True)[1], lambda g, _, _s: g)
 # fmt: on
