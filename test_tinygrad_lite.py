@@ -2456,6 +2456,29 @@ def test_third_derivatives_along_a_random_direction_agree_with_differences_of_th
         np.testing.assert_allclose(derivatives(along, 3)(0.0), difference, rtol=1e-5, atol=1e-5)
 
 
+def test_integers_as_arguments_are_taken_as_float64():
+    square = grad(lambda x: (x**2).sum())
+    for x in (3, np.int8(3), np.uint16(3), Tensor(3), np.array(3)):
+        assert square(x) == jit(square)(x) == 6.0
+        assert square(x).dtype == np.float64
+    for x in (np.arange(3), np.arange(3, dtype=np.uint8), Tensor([0, 1, 2])):
+        for f in (square, jit(square)):
+            np.testing.assert_array_equal(f(x), [0.0, 2.0, 4.0])
+            assert f(x).dtype == np.float64
+    gradient = grad(lambda p, y: (p["a"] * p["b"][0]).sum() + y)({"a": np.arange(3), "b": [2, np.float32(1)]}, 1)
+    np.testing.assert_array_equal(gradient["a"], [2.0, 2.0, 2.0])
+    assert (gradient["b"][0], gradient["b"][1].dtype) == (3.0, np.float32)
+    np.testing.assert_array_equal(hessian(lambda x: (x**3).sum())(np.arange(2)), [[0.0, 0.0], [0.0, 6.0]])
+    np.testing.assert_array_equal(jacobian(lambda x: x / 2)(np.array([1, 2])), [[0.5, 0.0], [0.0, 0.5]])
+    assert jvp(lambda x, y: x * y, (2, 3), (1, 10)) == (6.0, 23.0)
+    assert value_and_grad(lambda x: 1 / x)(2) == (0.5, -0.25)
+    assert grad(lambda x: x * grad(lambda y: x * y)(3))(2) == 4.0
+    assert value_and_grad(lambda x: (x * np.ones(2, np.float32)).sum())(3)[0].dtype == np.float32  # as of 3.0
+    for x in (True, np.array([True, False]), [True], "3", 1j):
+        with pytest.raises((TypeError, ValueError)):
+            grad(lambda x: np.sum(x * 2))(x)
+
+
 def test_grad_gives_arrays_of_its_own_with_the_arguments_shape_and_dtype():
     x = np.arange(6, dtype=np.float32).reshape(2, 3)
     value, gradient = value_and_grad(lambda x: (x * x).sum())(x)
@@ -5718,7 +5741,7 @@ ERRORS: list[tuple[str, Any, type[Exception], str]] = [
     ("no result", lambda: grad(lambda x: None)(1.0), TypeError, r"not None: is a value or a return missing"),
     ("two results", lambda: grad(lambda x: (x, x))(1.0), ValueError, r"returns one number, not \(Tensor"),
     ("several", lambda: grad(lambda x: x)(np.ones(3)), ValueError, r"one number, not shape \(3,\): \.sum\(\) it"),
-    ("integer argument", lambda: grad(lambda x: x * 2)(3), TypeError, r"int64 data cannot require gradients: .*3\.0"),
+    ("boolean argument", lambda: grad(lambda x: x * 2)(True), TypeError, r"bool data cannot require gradients: .*3\.0"),
     ("argnums twice", lambda: grad(lambda x, y: x * y, (0, -2))(1.0, 2.0), ValueError, r"among 2 .*, not \(0, -2\)"),
     ("no such argument", lambda: grad(lambda x: x, 1)(1.0), ValueError, r"argnums .* 1 positional .*, not \(1,\)"),
     ("no tuples", lambda: jvp(abs, np.ones(1), np.ones(1)), TypeError, r"write \(x,\) and \(v,\)"),

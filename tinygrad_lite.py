@@ -1482,7 +1482,8 @@ class _Call:
 
     def variable(self, x):
         """An argument as a Tensor with a fresh node, whose parent is the node that it had."""
-        t, order = _seen(_as_tensor(x), "a variable"), _next_order()
+        t = _seen(_as_tensor(float(x) if type(x) is int else x), "a variable")
+        t, order = t.astype(float) if t.dtype.kind in "iu" else t, _next_order()
         if t.dtype.kind != "f":
             Tensor(t._value, requires_grad=True)  # an error
         self.is_open = self.is_open or (t.requires_grad and _thread.recording)
@@ -1539,8 +1540,8 @@ def value_and_grad(f: Callable, argnums: int | tuple[int, ...] = 0) -> Callable:
     Parameters
     ----------
     f : a function of arrays, which get to it as Tensors; it may call ``grad`` itself, and so on.
-    argnums : the position of the argument to differentiate by, or a tuple of several. These arguments are floats,
-        arrays of floats or Tensors, or nested tuples, lists and dicts of such.
+    argnums : the position of the argument to differentiate by, or a tuple of several. These arguments are numbers,
+        arrays of numbers or Tensors, or nested tuples, lists and dicts of such. Integers are taken as float64.
 
     Returns
     -------
@@ -1550,7 +1551,7 @@ def value_and_grad(f: Callable, argnums: int | tuple[int, ...] = 0) -> Callable:
 
     Raises
     ------
-    TypeError, ValueError : for arguments that are not floats, for ``argnums`` that name none, and for an f that returns
+    TypeError, ValueError : for arguments that are no numbers, for ``argnums`` that name none, and for an f that returns
         more than one number.
 
     >>> value_and_grad(lambda x: (x**3).sum())(np.array([1.0, 2.0]))
@@ -1572,7 +1573,7 @@ def grad(f: Callable, argnums: int | tuple[int, ...] = 0) -> Callable:
 
     Raises
     ------
-    TypeError, ValueError : for arguments that are not floats, for ``argnums`` that name none, and for an f that returns
+    TypeError, ValueError : for arguments that are no numbers, for ``argnums`` that name none, and for an f that returns
         more than one number.
 
     >>> grad(grad(grad(np.sin)))(0.0)
@@ -1596,7 +1597,7 @@ def jacobian(f: Callable, argnums: int | tuple[int, ...] = 0) -> Callable:
 
     Raises
     ------
-    TypeError, ValueError : for arguments that are not floats, and for ``argnums`` that name none.
+    TypeError, ValueError : for arguments that are no numbers, and for ``argnums`` that name none.
 
     >>> jacobian(lambda x: x**2)(np.array([1.0, 2.0]))
     array([[2., 0.],
@@ -1619,7 +1620,7 @@ def hessian(f: Callable, argnums: int | tuple[int, ...] = 0) -> Callable:
 
     Raises
     ------
-    TypeError, ValueError : for arguments that are not floats, for ``argnums`` that name none, and for an f that returns
+    TypeError, ValueError : for arguments that are no numbers, for ``argnums`` that name none, and for an f that returns
         more than one number.
 
     >>> hessian(lambda x: x[0] * x[1] ** 2)(np.array([1.0, 2.0]))
@@ -1646,7 +1647,7 @@ def jvp(f: Callable, args: tuple, tangents: tuple) -> tuple[Any, Any]:
 
     Raises
     ------
-    TypeError, ValueError : for what is no tuple, for arguments that are not floats, and for tangents of another
+    TypeError, ValueError : for what is no tuple, for arguments that are no numbers, and for tangents of another
         structure or shape.
 
     >>> jvp(lambda x, y: x * y, (2.0, 3.0), (1.0, 10.0))
