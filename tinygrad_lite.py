@@ -881,7 +881,7 @@ class _Function(_Row):
         live = [x for x in leaves if isinstance(x, Tensor) and x._node and rule and _thread.recording]
         foreign = any(map(_is_foreign, leaves))
         # What foreign arrays need said in other functions are no ufuncs, which every library has.
-        is_ufunc = isinstance(self.function, np.ufunc)
+        is_ufunc = isinstance(self.function, np.ufunc) or self.function is np.linspace  # as to Python's floats
         expressed = self.expression and (live or (foreign and not is_ufunc))
         if expressed or (live and (options or len(args) != self.arity)):
             args, options = self.arrange(args, options)
@@ -946,7 +946,7 @@ class _Function(_Row):
                 args, options, given = bound.args, bound.kwargs, [*bound.arguments][arrays:]
             extra = " and no ".join(sorted({*given, *options} - {*[*inspect.signature(rule).parameters][before:]}))
             what = f"{_name(self.function)} of a Tensor with gradients takes no {extra or 'arguments like these'}"
-            instead = "say it with other functions, as np.sum(np.where(mask, t, 0)) says np.sum(t, where=mask)"
+            instead = "say it with other functions, as np.sum(t.astype(dtype)) says np.sum(t, dtype=dtype)"
             _check(self.takes(rule, before + len(args), *options), f"{what}: {instead}", TypeError)
         return args, options
 
@@ -1005,13 +1005,13 @@ def _by_axis(function):
     """A method that takes lengths or axes also one by one: ``t.reshape(2, -1)`` as ``t.reshape((2, -1))``."""
     call = _method(function)
     return functools.wraps(call)(
-        lambda t, *to: call(t, to[0] if len(to) == 1 and hasattr(to[0], "__len__") else to or None)
+        lambda t, *to, **order: call(t, to[0] if len(to) == 1 and hasattr(to[0], "__len__") else to or None, **order)
     )
 
 
-_no_writing = "a Tensor cannot be written to: make a new one with np.where, np.concatenate or np.stack"
-_own_methods = """abs all any argmax argmin argsort copy cos cumprod cumsum diagonal dot max min prod ravel round sin
-    sqrt squeeze std swapaxes tan trace var"""
+_no_writing = "a Tensor cannot be written to: make a new one with np.where, np.concatenate, np.stack or np.sort"
+_own_methods = """abs all any argmax argmin argpartition argsort conj conjugate copy cos cumprod cumsum diagonal dot max
+    min prod ravel repeat round searchsorted sin sqrt squeeze std swapaxes take tan trace var"""
 # fmt: off
 for attribute, method in {
     # Methods that are NumPy's functions, and operators that are without a gradient but for %.
@@ -1023,6 +1023,9 @@ for attribute, method in {
        "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor, "mod": np.mod, "floordiv": np.floor_divide
        }.items() for side, method in zip(("", "r"), _operator(function, getattr(op, f"__{name}__")), strict=True)
        if hasattr(int, f"__{side}{name}__")},
+    "flatten": lambda t, order="C": (+t).ravel(order=order), "nbytes": property(lambda t: t.size * t.dtype.itemsize),
+    "real": property(_method(np.real)), "imag": property(_method(np.imag)), "__round__": _method(np.round),
+    "sort": lambda t, *_, **options: _check(False, _no_writing, TypeError), "tolist": lambda t: np.asarray(t).tolist(),
     # Axes and elements.
     "T": property(lambda t: t.transpose(), doc="The Tensor with its axes in reversed order."),
     "__len__": lambda t: len(t._value if t.ndim else np.array(0)),  # of which NumPy says that it has none
@@ -1035,6 +1038,7 @@ for attribute, method in {
     "__format__": lambda t, spec: object.__format__(t, spec) if t.ndim else format(t.item(), spec),
     "__repr__": _shown, "__reduce__": _pickled,
 }.items():
+    method.__doc__ = method.__doc__ or f"As ``{attribute}`` of NumPy's arrays."
     setattr(Tensor, attribute, method)
 # fmt: on
 for row in _table.values():
@@ -1177,11 +1181,30 @@ def _cumprod_vjp(g, _out, a, axis=None):
     return np.moveaxis(g, -1, axis or 0).reshape(a.shape)
 
 
-def _share(g, out, a, axis=None, *, keepdims=False):
+def _sum_vjp(g, _out, _a, axis=None, *, keepdims=False, where=True, initial=0):
+    g = _spread(g, _out, _a, axis)
+    return g if where is True else np.where(where, g, 0)
+
+
+def _mean_vjp(g, _out, _a, axis=None, *, keepdims=False, where=True):
+    n = None if where is True else np.broadcast_to(where, _a.shape).sum(axis, g.dtype, keepdims=keepdims)
+    return _sum_vjp(g * (_out.size / (_a.size or 1)) if n is None else g / n, _out, _a, axis, where=where)
+
+
+def _share(g, out, a, axis=None, *, keepdims=False, where=True, initial=math.nan):
     """The gradient of max and min: to the elements that are it, in equal shares where there are ties."""
-    hit = (a == out.reshape(_reduced(a, axis))) | (a != a)  # nan is its own maximum
+    out, g = out.reshape(_reduced(a, axis)), g.reshape(_reduced(a, axis))
+    hit = (a == out) | (a != a)  # nan is its own maximum
+    hit = hit if where is True else hit & where
     # Counted as integers, as there may be more than the dtype of g can tell.
-    return np.where(hit, (g.reshape(_reduced(a, axis)) / hit.sum(axis=axis, keepdims=True)).astype(g.dtype), 0)
+    count = hit.sum(axis=axis, keepdims=True)
+    count = count if where is True and initial != initial else np.maximum(count + (out == initial), 1)
+    return np.where(hit, (g / count).astype(g.dtype), 0)
+
+
+def _unshaped(g, _a, order):
+    _check(order in ("C", "F"), f"no gradient goes back through the order {order!r} in memory: give 'C' or 'F'")
+    return g.reshape(_a.shape) if order == "C" else g.T.reshape(_a.shape[::-1]).T
 
 
 def _won(g, lost, tied):
@@ -1341,6 +1364,7 @@ for kind, rules in {
         np.arctan: lambda g, _, x: g / (h := np.hypot(x, 1)) / h, np.ldexp: (lambda g, _, _x, i: np.ldexp(g, i), None),
         np.arctanh:   lambda g, _, x: g / ((1 - x) * (1 + x)),       np.arcsinh:  lambda g, _, x: g / np.hypot(x, 1),
         _sigmoid:     lambda g, out, _x: g * (out * (1 - out)),       _astype: lambda g, _, _x, _dtype: g,
+        np.copysign: (lambda g, out, x, _y: g * np.sign(x) * np.sign(out), lambda g, _, _x, _y: np.zeros_like(g)),
         np.remainder: (lambda g, _, _x, _y: g,                       lambda g, _, x, y: -g * np.floor_divide(x, y)),
         np.maximum:   (lambda g, _, x, y: _won(g, x < y, x == y),    lambda g, _, x, y: _won(g, y < x, x == y)),
         np.minimum:   (lambda g, _, x, y: _won(g, x > y, x == y),    lambda g, _, x, y: _won(g, y > x, x == y)),
@@ -1352,16 +1376,23 @@ for kind, rules in {
         np.logaddexp2: (lambda g, _, x, y: g * sigmoid((x - y) * math.log(2)),
                         lambda g, _, x, y: g * sigmoid((y - x) * math.log(2)))},
     "reduction": {
+        np.sum: (_sum_vjp,),                                          np.mean: (_mean_vjp,),
         np.var: lambda g, _out, a, axis=None, *, ddof=0, keepdims=False: (a - a.mean(axis=axis, keepdims=True)) * (
             _spread(g * (2 / _freedom(a, _out, ddof)), _out, a, axis)),
         np.std: lambda g, out, a, axis=None, *, ddof=0, keepdims=False: (a - a.mean(axis=axis, keepdims=True)) / (
             _spread(_nonzero(out, math.inf), out, a, axis)) * _spread(g * (1 / _freedom(a, out, ddof)), out, a, axis)},
     "": {
+        **{nan_function: lambda g, out, a, axis=None, *, keepdims=False, vjp=vjp: (
+               vjp(g, out, a, axis, keepdims=keepdims, where=~np.isnan(a))) for nan_function, vjp in {
+            np.nansum: _sum_vjp, np.nanmean: _mean_vjp, np.nanmax: _share, np.nanmin: _share}.items()},
+        np.nanvar: lambda g, _out, a, axis=None, *, ddof=0, keepdims=False: (
+            np.where(np.isnan(a), 0, a - np.nanmean(a, axis, keepdims=True)) * _spread(2 * g / np.maximum(
+                np.sum(~np.isnan(a), axis, g.dtype, keepdims=keepdims) - ddof, 0), _out, a, axis)),
         np.flip:      lambda g, _, _m, axis=None: np.flip(g, axis),   np.broadcast_to: lambda g, _, _a, shape: g,
-        np.ravel:     lambda g, _, _a: g.reshape(_a.shape), np.expand_dims: lambda g, _, _a, axis: g.reshape(_a.shape),
+        np.ravel:     lambda g, _, _a, order="C": _unshaped(g, _a, order),                         np.prod: _prod_vjp,
         np.squeeze:   lambda g, _, _a, axis=None: g.reshape(_a.shape), np.max: _share,        np.min: _share,
-        np.prod: _prod_vjp,                                           np.cumprod: _cumprod_vjp,
-        np.reshape:   lambda g, _, _a, shape=None, *, newshape=None: g.reshape(_a.shape),
+        np.expand_dims: lambda g, _, _a, axis: g.reshape(_a.shape),   np.cumprod: _cumprod_vjp,
+        np.reshape:   lambda g, _, _a, shape=None, order="C", *, newshape=None: _unshaped(g, _a, order),
         np.triu: lambda g, _, _m, k=0: np.triu(g, k),                 np.tril: lambda g, _, _m, k=0: np.tril(g, k),
         np.outer:     (lambda g, _, _a, b: (g @ np.ravel(b)).reshape(np.shape(_a)),
                        lambda g, _, a, _b: (np.ravel(a) @ g).reshape(np.shape(_b))),
@@ -1465,10 +1496,12 @@ def _median(a, axis=None, *, keepdims=False):
     return np.where(np.isnan(last), last, middle).reshape(_reduced(a, axis, keepdims))
 
 
-def _take(a, indices, axis=None):
+def _take(a, indices, axis=None, mode="raise"):
     a, index = np.ravel(a) if axis is None else np.atleast_1d(a), _as_tensor(indices)
     _check(index.dtype.kind in "biu" or not index.size, f"np.take takes integers, not {index.dtype}", TypeError)
-    return a[(*[slice(None)] * _axes(a, axis or 0)[0], index.astype(int))]
+    before = _axes(a, axis or 0)[0]
+    index = index.astype(int) if mode == "raise" else np.take(Tensor(np.arange(a.shape[before])), index, mode=mode)
+    return a[(*[slice(None)] * before, index)]
 
 
 def _diff(a, n=1, axis=-1, prepend=np._NoValue, append=np._NoValue):
@@ -1612,9 +1645,8 @@ def _lengthen(function, *arys):
 for names, expression in {
     "amax": np.max, **{f"atleast_{n}d": functools.partial(_lengthen, getattr(np, f"atleast_{n}d")) for n in (1, 2, 3)},
     "amin": np.min, "stack": functools.partial(_join, np.stack),
-    "average": _average, "sort": lambda a, axis=-1, kind=None: np.take_along_axis(a, np.argsort(a, axis, kind), axis),
-    "clip": _clip, "hstack": lambda tup: _joined(int(np.ndim(tup[0]) > 1), tup, 1), "pad": _pad,
-    "copy": lambda a: +a,
+    "average": _average, "conjugate real real_if_close": lambda a, tol=100: +a,
+    "clip": _clip, "hstack": lambda tup: _joined(int(np.ndim(tup[0]) > 1), tup, 1), "pad": _pad, "copy": lambda a: +a,
     "cross": _cross, "fmax": lambda x, y: np.where(np.greater_equal(x, y) | np.not_equal(y, y), x, y),
     "fabs": abs, "inner": lambda a, b: a @ np.transpose(b) if np.ndim(a) and 0 < np.ndim(b) < 3 else (
         np.tensordot(a, b, (-1, -1) if np.ndim(a) and np.ndim(b) else 0)),
@@ -1640,10 +1672,26 @@ for names, expression in {
     "linalg.svd": _svd, "ndim shape size": None,
     "ptp": lambda a, axis=None, *, keepdims=False: a.max(axis, keepdims=keepdims) - a.min(axis, keepdims=keepdims),
     "column_stack": lambda tup: np.concatenate([a if np.ndim(a) > 1 else np.reshape(a, (-1, 1)) for a in tup], 1),
-    """all allclose any argmax argmin argpartition argsort argwhere around array_equal array_equiv bitwise_and
+    # Functions whose values come from NumPy, or that pick from their arguments.
+    "append": lambda arr, values, axis=None: np.concatenate([arr, values], axis),
+    "compress": lambda condition, a, axis=None: np.take(a, np.compress(condition, np.arange(np.size(a, axis))), axis),
+    "delete": lambda arr, obj, axis=None: np.take(arr, np.delete(np.arange(np.size(arr, axis)), obj), axis),
+    "linspace": lambda start, stop, num=50, endpoint=True, *, axis=0: np.moveaxis(start * (
+        1 - (w := np.linspace(np.zeros_like(stop - start), 1, num, endpoint))) + stop * w, 0, axis),
+    "meshgrid": lambda *xi, **options: tuple([np.ravel(x)[i] for x, i in zip(
+        xi, np.meshgrid(*[np.arange(np.size(x)) for x in xi], **options), strict=True)]),
+    "nanstd": lambda a, axis=None, *, ddof=0, keepdims=False: _root(np.nanvar(a, axis, ddof=ddof, keepdims=keepdims)),
+    "partition": lambda a, kth, axis=-1, kind="introselect": np.take_along_axis(np.sort(a, axis), np.argsort(
+        np.argsort(np.partition(a.detach(), kth, axis, kind), axis), axis), axis),
+    "rollaxis": lambda a, axis, start=0: np.transpose(a, np.rollaxis(np.empty(range(np.ndim(a))), axis, start).shape),
+    "select": lambda condlist, choicelist, default=0: functools.reduce(
+        lambda rest, pair: np.where(pair[0], pair[1], rest), [*zip(condlist, choicelist, strict=True)][::-1], default),
+    "sort": lambda a, axis=-1, kind=None, **stable: np.take_along_axis(a, np.argsort(a, axis, kind, **stable), axis),
+    """all allclose angle any argmax argmin argpartition argsort argwhere around array_equal array_equiv bitwise_and
     bitwise_or bitwise_xor ceil count_nonzero empty_like equal fix flatnonzero floor floor_divide greater
-    greater_equal invert isclose isfinite isin isinf isnan isneginf isposinf less less_equal logical_and logical_not
-    logical_or logical_xor nonzero not_equal ones_like result_type rint round sign signbit trunc zeros_like""": None,
+    greater_equal imag invert isclose iscomplexobj isfinite isin isinf isnan isneginf isposinf isrealobj less less_equal
+    logical_and logical_not logical_or logical_xor nonzero not_equal ones_like result_type rint round searchsorted sign
+    signbit trunc zeros_like""": None,
 }.items():
     for name in names.split():
         with contextlib.suppress(AttributeError):  # NumPy's releases differ
@@ -1682,7 +1730,8 @@ class _Call:
 
     def variable(self, x):
         """An argument as a Tensor with a fresh node, whose parent is the node that it had."""
-        t, order = _seen(_as_tensor(x), "a variable"), _next_order()
+        t = _seen(_as_tensor(float(x) if type(x) is int else x), "a variable")
+        t, order = t.astype(float) if t.dtype.kind in "iu" else t, _next_order()
         if t.dtype.kind != "f":
             Tensor(t._value, requires_grad=True)  # an error
         self.is_open = self.is_open or (t.requires_grad and _thread.recording)
@@ -1739,8 +1788,8 @@ def value_and_grad(f: Callable, argnums: int | tuple[int, ...] = 0) -> Callable:
     Parameters
     ----------
     f : a function of arrays, which get to it as Tensors; it may call ``grad`` itself, and so on.
-    argnums : the position of the argument to differentiate by, or a tuple of several. These arguments are floats,
-        arrays of floats or Tensors, or nested tuples, lists and dicts of such.
+    argnums : the position of the argument to differentiate by, or a tuple of several. These arguments are numbers,
+        arrays of numbers or Tensors, or nested tuples, lists and dicts of such. Integers are taken as float64.
 
     Returns
     -------
@@ -1750,7 +1799,7 @@ def value_and_grad(f: Callable, argnums: int | tuple[int, ...] = 0) -> Callable:
 
     Raises
     ------
-    TypeError, ValueError : for arguments that are not floats, for ``argnums`` that name none, and for an f that returns
+    TypeError, ValueError : for arguments that are no numbers, for ``argnums`` that name none, and for an f that returns
         more than one number.
 
     >>> value_and_grad(lambda x: (x**3).sum())(np.array([1.0, 2.0]))
@@ -1772,7 +1821,7 @@ def grad(f: Callable, argnums: int | tuple[int, ...] = 0) -> Callable:
 
     Raises
     ------
-    TypeError, ValueError : for arguments that are not floats, for ``argnums`` that name none, and for an f that returns
+    TypeError, ValueError : for arguments that are no numbers, for ``argnums`` that name none, and for an f that returns
         more than one number.
 
     >>> grad(grad(grad(np.sin)))(0.0)
@@ -1796,7 +1845,7 @@ def jacobian(f: Callable, argnums: int | tuple[int, ...] = 0) -> Callable:
 
     Raises
     ------
-    TypeError, ValueError : for arguments that are not floats, and for ``argnums`` that name none.
+    TypeError, ValueError : for arguments that are no numbers, and for ``argnums`` that name none.
 
     >>> jacobian(lambda x: x**2)(np.array([1.0, 2.0]))
     array([[2., 0.],
@@ -1819,7 +1868,7 @@ def hessian(f: Callable, argnums: int | tuple[int, ...] = 0) -> Callable:
 
     Raises
     ------
-    TypeError, ValueError : for arguments that are not floats, for ``argnums`` that name none, and for an f that returns
+    TypeError, ValueError : for arguments that are no numbers, for ``argnums`` that name none, and for an f that returns
         more than one number.
 
     >>> hessian(lambda x: x[0] * x[1] ** 2)(np.array([1.0, 2.0]))
@@ -1846,7 +1895,7 @@ def jvp(f: Callable, args: tuple, tangents: tuple) -> tuple[Any, Any]:
 
     Raises
     ------
-    TypeError, ValueError : for what is no tuple, for arguments that are not floats, and for tangents of another
+    TypeError, ValueError : for what is no tuple, for arguments that are no numbers, and for tangents of another
         structure or shape.
 
     >>> jvp(lambda x, y: x * y, (2.0, 3.0), (1.0, 10.0))
@@ -2188,7 +2237,8 @@ class _Trace(_Observer):
         if reads and not is_ufunc and function not in (op.getitem, _astype, _add_at, _whole):
             return given, function(*given, **options)  # whose calls of NumPy are noted
         # What depends on values: an axis or a length, and the shape of the result.
-        kinds = {x.dtype.kind for x in _leaves((args[1:], options)) if isinstance(x, Tensor)} - {"f"}
+        others = _leaves((args[function is not np.compress :], options))
+        kinds = {x.dtype.kind for x in others if isinstance(x, Tensor)} - {"f"}
         by_index = kinds and not reads and function not in _of_elements
         by_mask = "b" in kinds and function is op.getitem
         if by_index or by_mask or (function, len(args)) in _sized_by_values:
@@ -2196,7 +2246,7 @@ class _Trace(_Observer):
         _, out = super().compute(row, order, compute, args, options)
         what = f"jit() cannot follow {_name(function)} that writes into an array: make a new one"
         _check(not any(out is x for x in leaves if isinstance(x, np.ndarray)), what, _Refusal)
-        if function in (np.shape, np.ndim, np.size, np.result_type):
+        if function in (np.shape, np.ndim, np.size, np.result_type, np.iscomplexobj, np.isrealobj):
             return given, out
         args, options = _map(self.line_of, (tuple(args), options))
         code, near = (frame := _caller()).f_code, frame.f_locals  # which Python puts together anew whenever it is read
@@ -2381,7 +2431,8 @@ class _Trace(_Observer):
         if function is _transpose and args[1] == (*reversed(range(line.ndim)),):
             return f"{show(args[0])}.T"
         is_method = function in _methods and args and isinstance(args[0], _Line) and not args[0].weak
-        rest = [show(a) for a in args[bool(is_method) :]] + [f"{key}={show(a)}" for key, a in options.items()]
+        rest = [f"np.s_[{show(a)}]" if type(a) is slice else show(a) for a in args[bool(is_method) :]]
+        rest += [f"{key}={show(a)}" for key, a in options.items()]
         name = f"{show(args[0])}.{function.__name__.lstrip('_')}" if is_method else show(function)
         text = f"{name}({', '.join(rest)})"
         return f"float({text})" if line.weak and line.dtype == np.float64 else text
