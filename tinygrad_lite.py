@@ -1440,8 +1440,8 @@ for names, expression in {
     "ptp": lambda a, axis=None, *, keepdims=False: a.max(axis, keepdims=keepdims) - a.min(axis, keepdims=keepdims),
     "std": lambda a, axis=None, *, ddof=0, keepdims=False: _root(np.var(a, axis, ddof=ddof, keepdims=keepdims)),
     "column_stack": lambda tup: np.concatenate([a if np.ndim(a) > 1 else np.reshape(a, (-1, 1)) for a in tup], 1),
-    """all allclose any argmax argmin argpartition argsort argwhere around array_equal array_equiv bitwise_and
-    bitwise_or bitwise_xor ceil count_nonzero empty_like equal fix flatnonzero floor floor_divide greater
+    """all allclose any argmax argmin argpartition argsort argwhere around array_equal array_equiv iscomplex isreal
+    bitwise_and bitwise_or bitwise_xor ceil count_nonzero empty_like equal fix flatnonzero floor floor_divide greater
     greater_equal invert isclose isfinite isin isinf isnan isneginf isposinf less less_equal logical_and logical_not
     logical_or logical_xor nonzero not_equal ones_like result_type rint round sign signbit trunc zeros_like""": None,
 }.items():
