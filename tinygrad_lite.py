@@ -1689,9 +1689,9 @@ for names, expression in {
     "sort": lambda a, axis=-1, kind=None, **stable: np.take_along_axis(a, np.argsort(a, axis, kind, **stable), axis),
     """all allclose angle any argmax argmin argpartition argsort argwhere around array_equal array_equiv bitwise_and
     bitwise_or bitwise_xor ceil count_nonzero empty_like equal fix flatnonzero floor floor_divide greater
-    greater_equal imag invert isclose iscomplexobj isfinite isin isinf isnan isneginf isposinf isrealobj less less_equal
-    logical_and logical_not logical_or logical_xor nonzero not_equal ones_like result_type rint round searchsorted sign
-    signbit trunc zeros_like""": None,
+    greater_equal imag invert isclose iscomplex iscomplexobj isfinite isin isinf isnan isneginf isposinf isreal
+    isrealobj less less_equal logical_and logical_not logical_or logical_xor nonzero not_equal ones_like result_type
+    rint round searchsorted sign signbit trunc zeros_like""": None,
 }.items():
     for name in names.split():
         with contextlib.suppress(AttributeError):  # NumPy's releases differ
