@@ -238,7 +238,7 @@ ELEMENTWISE = {
     **dict.fromkeys(["positive", "negative", "absolute", "fabs", "cbrt", "square", "reciprocal"], ("any",)),
     **dict.fromkeys(["exp", "exp2", "expm1", "sin", "cos", "arctan", "sinh", "cosh", "tanh", "arcsinh"], ("any",)),
     **dict.fromkeys(["deg2rad", "radians", "rad2deg", "degrees", "nan_to_num", "relu", "sigmoid"], ("any",)),
-    **dict.fromkeys(["conjugate", "real", "real_if_close"], ("any",)),
+    **dict.fromkeys(["conjugate", "real", "real_if_close", "sinc"], ("any",)),
     **dict.fromkeys(["sqrt", "log", "log2", "log10", "log1p"], ("positive",)),
     **dict.fromkeys(["tan", "arcsin", "arccos", "arctanh"], ("inside",)),
     "power": ("positive", "any"),
@@ -373,11 +373,37 @@ CATALOGUE |= {
         name: [*reduction(Own), Own(X, axis=1, ddof=1), Own(X, ddof=0.5), Own(N, (0, -1), ddof=1, keepdims=True)]
         for name in ("nanvar", "nanstd")
     },
-    # What is limited, sorted and picked.
+    # What is interpolated.
+    **{
+        name: [
+            *[Own(X, 0.3 * n), Own(A(5), [0.1 * n, 0.85 * n]), Own(X, 0.5 * n, 0), Own(X, 0.5 * n, axis=1)],
+            *[Own(N, [[0.3 * n, 0.6 * n]], (0, -1), keepdims=True), Own(A(4), 0), Own(A(4), 1 * n), Own(S, 0.3 * n)],
+            *[Own(A(7), 0.4 * n, method=m) for m in ("lower", "nearest", "midpoint", "inverted_cdf", "hazen")],
+            *[Own(A(6), np.array([0.25 * n, 0.7 * n]), method="median_unbiased"), Own(X, q=0.2 * n, axis=None)],
+        ]
+        for name, n in (("quantile", 1), ("percentile", 100))
+    },
+    "interp": [
+        *[Own(A(4), [-1.5, 0.1, 0.9, 1.7], A(4)), Own(0.3, [0, 1], A(2)), Own(A(2, 3), np.arange(-1.0, 2), [1, 3, -2])],
+        *[Own([-3.0, 0.5, 9.0], A(3, of="knots"), A(3)), Own(S, A(4, of="knots"), A(4)), Own(x=V, xp=[0], fp=A(1))],
+        *[Own(A(3, of="between"), A(4, of="knots"), A(4)), Own(A(0), [1, 2], A(2))],
+    ],
+    "gradient": [
+        *[Own(A(5)), Own(A(2)), Own(X), Own(N, axis=1), Own(A(3, 4), 0.5, axis=-1), Own(X, 2, 0.5), Own(A(3, 4), 0.3)],
+        *[Own(A(6), edge_order=2), Own(A(5), [0.0, 1.0, 3.0, 3.5, 5.0]), Own(A(3, 4), [0, 1, 3], 2, edge_order=2)],
+        *[Own(A(3, 4), np.array([0, 0.5, 2, 3]), axis=1, edge_order=2), Own(N, axis=(2, 0)), Own(A(3), edge_order=2)],
+    ],
     "linspace": [
         *[Own(S, S), Own(0.0, S, 5), Own(S, 1, num=4), Own(S, 2.0, 4, endpoint=False), Own(V, X, 3), Own(V, 1.0, 1)],
         *[Own(start=V, stop=INTS, num=3, axis=-1), Own(LIST, X, 2, axis=1), Own(S, S, 0)],
     ],
+    "convolve": [
+        *[Own([1, 2, 3], A(2)), Own(V, A(2))],
+        *[Own(A(5), V, mode) for mode in ("full", "same", "valid")],
+        *[Own(A(2), A(4), mode=mode) for mode in ("full", "same", "valid")],
+        *[Own(A(4), INTS[0], "same"), Own(S, V), Own(V, 2.0), Own(a=V, v=V)],
+    ],
+    # What is limited, sorted and picked.
     "select": [
         *[Own([MASK, ~MASK], [X, X]), Own([MASK], [V], S), Own([MASK[0], [True, False, False]], [V, S], 2.5)],
         *[Own([MASK, INTS > 2], [1.5, X]), Own(condlist=[True], choicelist=[S], default=1)],
@@ -504,6 +530,10 @@ CATALOGUE |= {
         Own(A(3, 2), 1),
     ],
     "append": [Own(X, X), Own(X, A(1, 3), 0), Own(V, [1, 2]), Own(2.0, V), Own(LIST, X, axis=1), Own(S, S)],
+    "block": [
+        *[Own([V, A(2)]), Own([[X, A(2, 1)], [A(1, 3), np.ones((1, 1))]]), Own([S, 1.0]), Own(X), Own([[V], [V]])],
+        *[Own([[N, N]]), Own([X, INTS]), Own([[[S]], [[S]]]), Own([V, A(0)])],
+    ],
     "meshgrid": [
         *[Own(V, A(2)), Own(V, A(2), indexing="ij"), Own(V, A(2), S, sparse=True), Own(V), Own(X, V, copy=False)],
     ],
@@ -994,7 +1024,7 @@ def test_special_values_pass_through_as_in_numpy(name):
 @pytest.mark.parametrize(
     "name",
     [
-        *["sum", "max", "min", "prod", "ptp", "median", "average", "cumsum", "cumprod", "sort"],
+        *["sum", "max", "min", "prod", "ptp", "median", "average", "cumsum", "cumprod", "sort", "gradient", "sinc"],
         *["nansum", "nanmean", "nanvar", "nanstd", "nanmax", "nanmin"],
     ],
 )
@@ -1011,8 +1041,13 @@ SPECIAL_ROWS = [[np.nan, 1.0, 2.0], [np.inf, 1.0, 2.0], [1.0, np.inf, -np.inf], 
 @pytest.mark.parametrize(
     "f",
     [
+        *[lambda x, q=q: np.quantile(x, q) for q in (0, 0.25, 0.5, 0.9, 1)],
+        lambda x: np.percentile(x, [10, 50], method="lower"),
+        lambda x: np.interp(x, [0.0, 1.0, 1.0, 2.0], [1.0, 2.0, np.inf, 3.0]),
+        lambda x: np.interp([-1.0, 0.0, 0.5, 1.0, 1.5, 9.0], [0.0, 1.0, 2.0], x),
         lambda x: np.partition(x, 1),
         lambda x: np.select([np.isnan(x), x > 1], [1.0, x], -x),
+        lambda x: np.convolve(x, [1.0, 0.0], "same"),
         lambda x: np.max(x, where=[True, False, True], initial=0.5),
         lambda x: np.sum(x, where=[False, False, True], initial=1),
         lambda x: np.mean(x, where=[False, True, True]),
@@ -1057,6 +1092,17 @@ def test_masks_of_reductions_take_the_gradient_from_what_they_leave_out():
     np.testing.assert_allclose(half.grad[-1], 1e-4, rtol=1e-3)
 
 
+def test_sinc_has_all_its_derivatives_near_0():
+    x = np.array([0.0, 1e-9, -0.001, 0.0299, 0.0301, 0.2])
+    z = np.pi * x
+    squares = np.pi**2 * sum(
+        [(-1) ** k * z ** (2 * k - 2) * 2 * k * (2 * k - 1) / math.factorial(2 * k + 1) for k in range(1, 12)]
+    )
+    slopes = np.pi * sum([(-1) ** k * z ** (2 * k - 1) * 2 * k / math.factorial(2 * k + 1) for k in range(1, 12)])
+    np.testing.assert_allclose(grad(lambda x: np.sinc(x).sum())(x), slopes, rtol=1e-12)
+    np.testing.assert_allclose(np.diag(hessian(lambda x: np.sinc(x).sum())(x)), squares, rtol=1e-9)
+
+
 def test_partition_keeps_numpys_order_whatever_that_is():
     for seed in range(20):
         x = np.random.default_rng(seed).integers(0, 50, (3, 300)) / 7.0
@@ -1074,6 +1120,13 @@ def test_partition_keeps_numpys_order_whatever_that_is():
     [
         (lambda t: np.ravel(t, "K").sum().backward(), "the order 'K' in memory: give 'C' or 'F'"),
         (lambda t: t.reshape(4, order="A").sum().backward(), "the order 'A' in memory"),
+        (lambda t: np.interp(t, [0, 1], [0, 1], left=3), r"np\.interp .* takes no left"),
+        (lambda t: np.interp(t, [0, 1], [0, 1], period=3), r"np\.interp .* takes no period"),
+        (lambda t: np.gradient(t, t[0]), "would lose them as a NumPy array"),
+        (lambda t: np.gradient(np.ones(2), t[0]), "would lose them as a NumPy array"),
+        (lambda t: np.quantile(t, t[0, 0]), "would lose them as a NumPy array"),
+        (lambda t: np.quantile(t, 1.5), "must be in the range"),
+        (lambda t: np.quantile(t, 0.5, weights=t.detach()), "takes no weights"),
         (lambda t: np.max(t, where=[True, False]), "has no.* identity|does not have an identity"),
         (lambda t: np.take(t, 9, mode="nonsense"), r"np\.take .*nonsense"),
         (lambda t: np.linspace(t, 1, 3, retstep=True), r"np\.linspace .* takes no retstep"),
@@ -1154,12 +1207,18 @@ REFUSED: dict[str, list[Call]] = {
     "concatenate": [Call([X, V]), Call([X, A(2, 2)]), Call([S, S]), Call([X, X], 2), Call([X, X], axis=-3)],
     "cross": [Call(V, A(4)), Call(A(4), A(4)), Call(X, A(4, 3)), Call(S, V)],
     "append": [Call(X, V, 0), Call(X, A(2, 2), 0)],
+    "block": [Call([X, V, A(3, 3)]), Call([[X], V]), Call([])],
     "compress": [Call([False, True, True], X, 0), Call([True], X, 2)],
+    "convolve": [Call(X, V), Call(A(0), V), Call(V, V, "nonsense")],
     "delete": [Call(X, 6), Call(X, 0, 2), Call(X, 3, 1)],
+    "gradient": [Call(A(1)), Call(X, 1, 2, 3), Call(X, axis=2), Call(A(2), edge_order=2), Call(V, [1.0, 2.0])],
+    "interp": [Call(V, [0, 1], A(3)), Call(V, A(0), A(0))],
     "meshgrid": [Call(V, A(2), indexing="nonsense")],
     "nanmax": [Call(X, 2), Call(A(0))],
     "nanvar": [Call(X, 2)],
     "partition": [Call(X, 3), Call(S, 0), Call(X, 0, 2)],
+    "percentile": [Call(X, 101), Call(X, 50, 2), Call(X, 50, method="nonsense")],
+    "quantile": [Call(X, -0.1), Call(X, 0.5, 2), Call(X, 0.5, method="nonsense")],
     "rollaxis": [Call(X, 2), Call(X, 0, 3)],
     "select": [Call([MASK], [X, X]), Call([MASK], [A(2, 2)])],
     "cumprod": [Call(X, 2), Call(X, axis=-3)],
@@ -1316,7 +1375,7 @@ def test_float32_stays_float32_in_every_rule(name, monkeypatch):
 
 
 HALVES = ["add", "power", "exp", "tanh", "arctan2", "sigmoid", "where", "clip", "sum", "mean", "max", "prod", "std"]
-HALVES += ["nanmean", "nanvar", "nanmax", "linspace", "copysign", "select"]
+HALVES += ["nanmean", "nanvar", "nanmax", "quantile", "gradient", "convolve", "sinc", "linspace", "copysign", "select"]
 HALVES += ["median", "cumsum", "concatenate", "stack", "matmul", "einsum", "linalg.norm", "pad", "getitem", "sort"]
 
 
@@ -1534,6 +1593,7 @@ def test_results_are_not_written_into_tensors():
         (lambda t: t.clip(-1, 1), [-1.0, 1.0, 2.0, -2.0], [1.0, 1.0, 0.0, 0.0]),
         (lambda t: np.copysign(t, [1.0, -1.0, -1.0]), [0.0, -2.0, 2.0], [0.0, 1.0, -1.0]),
         (lambda t: np.copysign(2.0, t), [0.0, -2.0], [0.0, 0.0]),
+        (lambda t: np.interp(t, [0, 1, 2], [0, 1, 3]), [-1.0, 0.5, 1.0, 2.0, 3.0], [0.0, 1.0, 1.0, 2.0, 0.0]),
         (lambda t: np.nanmax(t), [1.0, 1.0, np.nan], [0.5, 0.5, 0.0]),
         (lambda t: t.clip(max=1), [-5.0, 2.0], [1.0, 0.0]),
         (lambda t: t.clip(min=1), [-5.0, 2.0], [0.0, 1.0]),
@@ -4774,11 +4834,17 @@ CASES = {
     isin: np.isin(x, [1.0])
     round: np.round(x, 1); np.round(x)
     append: np.append(x, y); np.append(x, N, 0)
+    block: np.block([[x, y], [N, N]])
     compress: np.compress([True, False, True], row)
+    convolve: np.convolve(row, row[:2])
     delete: np.delete(x, 1, axis=0)
+    gradient: np.gradient(x, axis=0)
+    interp: np.interp(x, [-1.0, 0.0, 2.0], [1.0, 0.0, 3.0])
     linspace: np.linspace(row, row + 1, 3)
     meshgrid: np.meshgrid(row, row)
     partition: np.partition(x, 1)
+    percentile: np.percentile(x, 40, axis=1)
+    quantile: np.quantile(x, 0.4, axis=1)
     rollaxis: np.rollaxis(c, 2)
     searchsorted: np.searchsorted(np.arange(4), x)
     select: np.select([x > 0, M], [x, y], 1.5)
@@ -4790,7 +4856,7 @@ for names, case in {
     "positive negative absolute fabs cbrt exp exp2 expm1 sin cos tan arctan sinh cosh tanh arcsinh square": "np.{}(x)",
     "nan_to_num deg2rad radians rad2deg degrees fliplr flipud matrix_transpose linalg.matrix_transpose": "np.{}(x)",
     "hypot arctan2 logaddexp logaddexp2 fmax fmin copysign": "np.{}(x, p)",
-    "conjugate real real_if_close nansum nanmean nanvar nanstd nanmax nanmin": "np.{}(x)",
+    "conjugate real real_if_close sinc nansum nanmean nanvar nanstd nanmax nanmin": "np.{}(x)",
     "imag angle iscomplexobj isrealobj": "np.{}(x)",
     "sort argmin around ceil fix floor rint trunc sign signbit logical_not": "np.{}(x)",
     "iscomplex isfinite isinf isnan isneginf isposinf isreal count_nonzero argwhere flatnonzero nonzero": "np.{}(x)",

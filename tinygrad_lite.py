@@ -1202,6 +1202,11 @@ def _share(g, out, a, axis=None, *, keepdims=False, where=True, initial=math.nan
     return np.where(hit, (g / count).astype(g.dtype), 0)
 
 
+def _convolve_vjp(g, _like, other):
+    missing = np.size(_like) + np.size(other) - 1 - g.size
+    return np.convolve(np.pad(g, (missing // 2, missing - missing // 2)), np.flip(other), "valid").reshape(_like.shape)
+
+
 def _unshaped(g, _a, order):
     _check(order in ("C", "F"), f"no gradient goes back through the order {order!r} in memory: give 'C' or 'F'")
     return g.reshape(_a.shape) if order == "C" else g.T.reshape(_a.shape[::-1]).T
@@ -1389,6 +1394,8 @@ for kind, rules in {
             np.where(np.isnan(a), 0, a - np.nanmean(a, axis, keepdims=True)) * _spread(2 * g / np.maximum(
                 np.sum(~np.isnan(a), axis, g.dtype, keepdims=keepdims) - ddof, 0), _out, a, axis)),
         np.flip:      lambda g, _, _m, axis=None: np.flip(g, axis),   np.broadcast_to: lambda g, _, _a, shape: g,
+        np.convolve: (lambda g, _, _a, v, mode="full": _convolve_vjp(g, _a, v),
+                      lambda g, _, a, _v, mode="full": _convolve_vjp(g, _v, a)),
         np.ravel:     lambda g, _, _a, order="C": _unshaped(g, _a, order),                         np.prod: _prod_vjp,
         np.squeeze:   lambda g, _, _a, axis=None: g.reshape(_a.shape), np.max: _share,        np.min: _share,
         np.expand_dims: lambda g, _, _a, axis: g.reshape(_a.shape),   np.cumprod: _cumprod_vjp,
@@ -1445,6 +1452,8 @@ _q = defvjp(lambda a: np.linalg.qr(a)[0], lambda g, q, a: (g - q @ _mirrored(_mT
 _constant_lstsq = defvjp(lambda a, b: np.linalg.lstsq(a, b), None)
 # lstsq leaves out more as 0 than pinv, and as much in float32: NumPy's LAPACK is that of float64.
 _pinv_of_lstsq = defvjp(lambda a: np.linalg.pinv(a, np.finfo(float).eps * max(a.shape)), *_table[np.linalg.pinv].vjps)
+# The value that NumPy computed, with the gradients of what says the same in other functions.
+_exact = defvjp(lambda value, _way: value, None, lambda g, _, _value, _way: g)
 # The sum of weights as it is, but with NumPy's error for 0, under jit too.
 _total_weight = defvjp(lambda s: np.average(s[..., None], -1, s[..., None], returned=True)[1], lambda g, _, _s: g)
 # fmt: on
@@ -1502,6 +1511,54 @@ def _take(a, indices, axis=None, mode="raise"):
     before = _axes(a, axis or 0)[0]
     index = index.astype(int) if mode == "raise" else np.take(Tensor(np.arange(a.shape[before])), index, mode=mode)
     return a[(*[slice(None)] * before, index)]
+
+
+def _quantile(a, q, axis=None, *, method="linear", keepdims=False):
+    """Of the elements in order, those around the places that NumPy says, in shares."""
+    ordered = np.sort(_merged(a, axis))
+    places = np.arange(float(ordered.shape[-1]))
+    at = np.quantile(places, np.ravel(np.asarray(q)), method=method)
+    value = np.quantile(a.detach(), q, axis, method=method, keepdims=keepdims)
+    way = ordered @ np.maximum(0, 1 - np.abs(places[:, None] - at)).astype(value.dtype)
+    return _exact(value, np.moveaxis(way, -1, 0).reshape(value.shape))
+
+
+def _interp(x, xp, fp):
+    x, xp, fp = [_as_tensor(array).astype(float) for array in (x, xp, fp)]
+    i = np.clip(np.searchsorted(xp, x), 1, len(xp) - 1)
+    share = (np.clip(x, xp[0], xp[-1]) - xp[i - 1]) / _nonzero(xp[i] - xp[i - 1])
+    return _exact(np.interp(x.detach(), xp.detach(), fp.detach()), fp[i - 1] * (1 - share) + fp[i] * share)
+
+
+def _gradient(f, *varargs, axis=None, edge_order=1):
+    """A product with a matrix of three elements a row, side by side, which NumPy makes of three combs."""
+    _check_local(np.gradient, f)
+    f, axes = _as_tensor(f), _axes(f, axis)
+    values = np.gradient(f.detach(), *map(np.asarray, varargs), axis=axis, edge_order=edge_order)
+    spacings = varargs if len(varargs) == len(axes) else (varargs or (1.0,)) * len(axes)
+
+    def along(axis, spacing):
+        at, tooth = np.arange(f.shape[axis]), np.arange(3)[:, None]
+        start = np.clip(at - 1, 0, len(at) - 3)
+        weights = np.gradient((at % 3 == tooth) * f.dtype.type(1), spacing, axis=1, edge_order=edge_order)
+        return np.moveaxis((np.moveaxis(f, axis, -1)[..., start + (tooth - start) % 3] * weights).sum(-2), -1, axis)
+
+    return _filled(values, map(_exact, _leaves(values), map(along, axes, spacings)))
+
+
+def _block(arrays):
+    """What NumPy does to the numbers of all elements says where these go."""
+    count = itertools.count()
+    index = np.block(_map(lambda x: np.fromiter(count, int, np.size(x)).reshape(np.shape(x)), arrays))
+    return np.concatenate([*map(np.ravel, _leaves(arrays))])[index]
+
+
+def _sinc(x):
+    """Near 0 by its series, whose derivatives lose no digits there."""
+    is_near = np.abs(x) < 0.03
+    square, far = np.where(is_near, np.square(x * math.pi), 0), np.where(is_near, 1, x) * math.pi
+    series = 1 - square / 6 * (1 - square / 20 * (1 - square / 42 * (1 - square / 72)))
+    return np.where(is_near, series, np.sin(far) / far)
 
 
 def _diff(a, n=1, axis=-1, prepend=np._NoValue, append=np._NoValue):
@@ -1673,7 +1730,8 @@ for names, expression in {
     "ptp": lambda a, axis=None, *, keepdims=False: a.max(axis, keepdims=keepdims) - a.min(axis, keepdims=keepdims),
     "column_stack": lambda tup: np.concatenate([a if np.ndim(a) > 1 else np.reshape(a, (-1, 1)) for a in tup], 1),
     # Functions whose values come from NumPy, or that pick from their arguments.
-    "append": lambda arr, values, axis=None: np.concatenate([arr, values], axis),
+    "append": lambda arr, values, axis=None: np.concatenate([arr, values], axis), "quantile": _quantile, "sinc": _sinc,
+    "block": _block, "gradient": _gradient, "interp": _interp,
     "compress": lambda condition, a, axis=None: np.take(a, np.compress(condition, np.arange(np.size(a, axis))), axis),
     "delete": lambda arr, obj, axis=None: np.take(arr, np.delete(np.arange(np.size(arr, axis)), obj), axis),
     "linspace": lambda start, stop, num=50, endpoint=True, *, axis=0: np.moveaxis(start * (
@@ -1683,6 +1741,7 @@ for names, expression in {
     "nanstd": lambda a, axis=None, *, ddof=0, keepdims=False: _root(np.nanvar(a, axis, ddof=ddof, keepdims=keepdims)),
     "partition": lambda a, kth, axis=-1, kind="introselect": np.take_along_axis(np.sort(a, axis), np.argsort(
         np.argsort(np.partition(a.detach(), kth, axis, kind), axis), axis), axis),
+    "percentile": lambda a, q, axis=None, **options: np.quantile(a, np.divide(q, a.dtype.type(100)), axis, **options),
     "rollaxis": lambda a, axis, start=0: np.transpose(a, np.rollaxis(np.empty(range(np.ndim(a))), axis, start).shape),
     "select": lambda condlist, choicelist, default=0: functools.reduce(
         lambda rest, pair: np.where(pair[0], pair[1], rest), [*zip(condlist, choicelist, strict=True)][::-1], default),
