@@ -262,7 +262,7 @@ def _apply(function, args, options):
     if row is None:
         what = "{0} has no derivative rule: add one with defvjp({0}, ...), or give it t.data where gradients may end"
         raise TypeError(what.format(_name(function)))
-    is_quick = len(args) == row.arity and not options
+    is_quick = len(args) == row.arity < 3 and not options
     return row.quick(*args) if is_quick else row.call(row.compute, args, options)
 
 
@@ -1217,10 +1217,6 @@ def _won(g, lost, tied):
     return np.where(lost, 0, np.where(tied, g / 2, g))
 
 
-def _item(x, index):
-    return _as_array(x)[index]
-
-
 def _items(index):
     return index if isinstance(index, tuple) else (index,)
 
@@ -1279,9 +1275,16 @@ def _add_at(values, index, like):
     return out
 
 
-def _freedom(a, out, ddof):
-    """The degrees of freedom of a variance of a: how many elements became one, less ddof, but not 0."""
-    return max(int(a.size) / max(out.size, 1) - float(ddof), 5e-324)
+def _var_vjp(g, _out, a, axis=None, *, ddof=0, keepdims=False):
+    freedom = max(int(a.size) / max(_out.size, 1) - float(ddof), 5e-324)
+    return (a - a.mean(axis=axis, keepdims=True)) * _spread(g * (2 / freedom), _out, a, axis)
+
+
+def _length_vjp(g, out, x, p, axis, keepdims):
+    """Of the norm of vectors, or of all elements as one: p is None for the 2-norm."""
+    share = x / _spread(_nonzero(out, math.inf), out, x, axis)
+    share = share if p is None else np.sign(share) * np.abs(_nonzero(share)) ** (float(p) - 1)
+    return share * _spread(g, out, x, axis)
 
 
 def _columns(x, like):
@@ -1382,10 +1385,8 @@ for kind, rules in {
                         lambda g, _, x, y: g * sigmoid((y - x) * math.log(2)))},
     "reduction": {
         np.sum: (_sum_vjp,),                                          np.mean: (_mean_vjp,),
-        np.var: lambda g, _out, a, axis=None, *, ddof=0, keepdims=False: (a - a.mean(axis=axis, keepdims=True)) * (
-            _spread(g * (2 / _freedom(a, _out, ddof)), _out, a, axis)),
-        np.std: lambda g, out, a, axis=None, *, ddof=0, keepdims=False: (a - a.mean(axis=axis, keepdims=True)) / (
-            _spread(_nonzero(out, math.inf), out, a, axis)) * _spread(g * (1 / _freedom(a, out, ddof)), out, a, axis)},
+        np.var: _var_vjp, np.std: lambda g, out, a, axis=None, *, ddof=0, keepdims=False: (
+            _var_vjp(g / 2, out, a, axis, ddof=ddof) / _spread(_nonzero(out, math.inf), out, a, axis))},
     "": {
         **{nan_function: lambda g, out, a, axis=None, *, keepdims=False, vjp=vjp: (
                vjp(g, out, a, axis, keepdims=keepdims, where=~np.isnan(a))) for nan_function, vjp in {
@@ -1429,14 +1430,11 @@ for kind, rules in {
         _row(function, _Function).define(vjps if isinstance(vjps, tuple) else (vjps,), kind)
 _sign_of_det = defvjp(lambda a: np.linalg.slogdet(a)[0], None)
 _log_of_det = defvjp(lambda a: np.linalg.slogdet(a)[1], lambda g, _, a: g[..., None, None] * _mT(np.linalg.inv(a)))
-# The 2-norm, of matrices that of Frobenius.
-_length = defvjp(lambda x, axis=None, *, keepdims=False: np.linalg.norm(x, None, axis, keepdims),
-                 lambda g, out, x, axis=None, *, keepdims=False: (
-                     x / _spread(_nonzero(out, math.inf), out, x, axis) * _spread(g, out, x, axis)))
+_length = defvjp(lambda x, p, axis, keepdims: np.linalg.norm(x, p, axis, keepdims), _length_vjp)
 _limited = defvjp(lambda a, low, high: np.clip(a, low, high),
                   lambda g, out, a, _low, _high: np.where((out == a) | (a != a), g, 0),
-                  lambda g, _, a, low, high: np.where((a < low) & (low <= high), g, 0),
-                  lambda g, _, a, low, high: np.where(np.maximum(a, low) > high, g, 0))
+                  lambda g, out, a, low, _high: np.where((a < low) & (out == low), g, 0),
+                  lambda g, out, a, low, high: np.where((out == high) & (out != a) & (out != low), g, 0))
 _padded = defvjp(lambda array, width, value: np.pad(array, width, constant_values=value),
                  lambda g, _, _array, width, _value: g[tuple([slice(before, before + n) for (before, _), n in zip(
                      np.broadcast_to(width, (g.ndim, 2)).tolist(), _array.shape, strict=True)])], None)
@@ -1471,7 +1469,7 @@ for function, compute in dict[Any, Any]({np.negative: op.neg, np.positive: op.po
 for function in np.sum, np.max, np.min:
     _table[function].quick = _unary(_table[function], op.methodcaller(function.__name__), function)
 _table[np.mean].quick = _unary(_table[np.mean], _mean, np.mean)
-_table[op.getitem].compute = _item
+_table[op.getitem].compute = lambda x, index: _as_array(x)[index]
 
 # What follows says NumPy's functions in others of the table, with NumPy's names for the parameters.
 
@@ -1498,13 +1496,6 @@ def _average(a, axis=None, weights=None, *, keepdims=False):
     return ((_merged(a, axis) * weights).sum(-1) / total).reshape(_reduced(a, axis, keepdims))
 
 
-def _median(a, axis=None, *, keepdims=False):
-    ordered = np.sort(_merged(a, axis))
-    n, last = ordered.shape[-1], ordered[..., -1:].sum(-1)  # which is nan if any is
-    middle = ordered[..., (n - 1) // 2 : n // 2 + 1].mean(-1)
-    return np.where(np.isnan(last), last, middle).reshape(_reduced(a, axis, keepdims))
-
-
 def _take(a, indices, axis=None, mode="raise"):
     a, index = np.ravel(a) if axis is None else np.atleast_1d(a), _as_tensor(indices)
     _check(index.dtype.kind in "biu" or not index.size, f"np.take takes integers, not {index.dtype}", TypeError)
@@ -1513,12 +1504,14 @@ def _take(a, indices, axis=None, mode="raise"):
     return a[(*[slice(None)] * before, index)]
 
 
-def _quantile(a, q, axis=None, *, method="linear", keepdims=False):
-    """Of the elements in order, those around the places that NumPy says, in shares."""
+def _ordered(compute, a, q, axis, method="linear"):
+    """A value that NumPy computes of the elements in order: those around the places that it says have their shares."""
     ordered = np.sort(_merged(a, axis))
-    places = np.arange(float(ordered.shape[-1]))
+    places = np.arange(float(ordered.shape[-1] or 1))
     at = np.quantile(places, np.ravel(np.asarray(q)), method=method)
-    value = np.quantile(a.detach(), q, axis, method=method, keepdims=keepdims)
+    value = compute(a.detach())
+    if not ordered.size:
+        return value
     way = ordered @ np.maximum(0, 1 - np.abs(places[:, None] - at)).astype(value.dtype)
     return _exact(value, np.moveaxis(way, -1, 0).reshape(value.shape))
 
@@ -1546,13 +1539,6 @@ def _gradient(f, *varargs, axis=None, edge_order=1):
     return _filled(values, map(_exact, _leaves(values), map(along, axes, spacings)))
 
 
-def _block(arrays):
-    """What NumPy does to the numbers of all elements says where these go."""
-    count = itertools.count()
-    index = np.block(_map(lambda x: np.fromiter(count, int, np.size(x)).reshape(np.shape(x)), arrays))
-    return np.concatenate([*map(np.ravel, _leaves(arrays))])[index]
-
-
 def _sinc(x):
     """Near 0 by its series, whose derivatives lose no digits there."""
     is_near = np.abs(x) < 0.03
@@ -1573,19 +1559,16 @@ def _diff(a, n=1, axis=-1, prepend=np._NoValue, append=np._NoValue):
 
 def _norm(x, ord=None, axis=None, keepdims=False):
     axes, keep = _axes(x, axis), {"keepdims": keepdims}
-    if (ord is None and (axis is None or len(axes) < 3)) or (len(axes), ord) in ((1, 2), (2, "fro")):
-        return _length(x, axis, **keep)
+    if ord is None or (len(axes), ord) in ((1, 2), (2, "fro")):
+        return _length(x, None, axis, keepdims)
     if len(axes) == 2 and ord in (of := dict[Any, Any]({2: np.max, -2: np.min, "nuc": np.sum})):
         return of[ord](_uvs(np.moveaxis(x, axes, (-2, -1)))[..., -1, :], -1).reshape(_reduced(x, axis, keepdims))
     known = {1: isinstance(ord, (int, float, np.number)), 2: ord in (1, -1, math.inf, -math.inf)}.get(len(axes))
     _check(known, f"np.linalg.norm with ord={ord!r} over {len(axes)} axes has no derivative rule", TypeError)
-    size = (
-        np.abs(x) if len(axes) == 1 else np.abs(x).sum(axes[int(abs(ord) != 1)], keepdims=True)
-    )  # of columns, or of rows
-    if len(axes) == 2 or abs(ord) == math.inf:
-        return (np.max if ord > 0 else np.min)(size, axes, **keep)
-    powers = np.where(size == 0, math.inf if ord < 0 else 0, _nonzero(size) ** float(ord))
-    return _root(np.sum(powers, axis, **keep), float(ord)) if ord else np.sum(powers, axis, **keep)
+    if len(axes) == 1 and abs(ord) < math.inf:
+        return _length(x, float(ord), axis, keepdims) if ord else np.sum(_nonzero(x) ** 0.0 - (x == 0), axis, **keep)
+    of_lines = axes[int(abs(ord) != 1)] if len(axes) == 2 else ()  # columns or rows, whose sums are compared
+    return (np.max if ord > 0 else np.min)(np.abs(x).sum(of_lines, keepdims=True), axes, **keep)
 
 
 def _svd(a, full_matrices=True, compute_uv=True):
@@ -1660,16 +1643,16 @@ def _einsum(*operands, optimize=False):
     return row.call(lambda *x: np.einsum(f"{terms}->{result}", *x, optimize=optimize), [*map(_as_tensor, arrays)], {})
 
 
-def _move(function, a, *args, **options):
-    """A function that moves elements, or puts zeros between: what it does to their numbers, from 1, says where to."""
-    _check_local(function, a, args, options)
-    flat = np.ravel(a)
-
-    def taken(numbers):
-        puts_zeros = function is not np.take_along_axis and not numbers.all()
-        return (np.concatenate([flat, np.zeros(1, flat.dtype)]) if puts_zeros else flat)[numbers - 1]
-
-    return _map(taken, function(np.arange(1, flat.size + 1).reshape(np.shape(a)), *args, **options))
+def _move(function, at, first, *rest, **options):
+    """A function that moves the elements of arrays, the arguments at a slice: what it does to numbers says where to."""
+    args = (first, *rest)
+    _check_local(function, args, options)
+    arrays = _leaves(args[at])
+    ends = itertools.accumulate(map(np.size, arrays))
+    numbers = [np.arange(end - np.size(x), end).reshape(np.shape(x)) for x, end in zip(arrays, ends, strict=True)]
+    flat = np.concatenate([*map(np.ravel, arrays)]) if len(arrays) > 1 else np.ravel(arrays[0])
+    moved = function(*args[: at.start], *_filled(args[at], numbers), *args[len(args[: at.stop]) :], **options)
+    return _map(lambda places: flat[places], moved)
 
 
 def _split(function, ary, indices_or_sections, *axis):
@@ -1684,7 +1667,7 @@ def _pad(array, pad_width, mode="constant", *, constant_values=0):
     _check(mode in {"constant", "edge", "reflect", "symmetric", "wrap"}, f"np.pad with {mode=} has no rule", TypeError)
     if mode == "constant" and not isinstance(pad_width, dict):
         return _padded(array, pad_width, constant_values)
-    return _move(np.pad, array, pad_width, mode)
+    return _move(np.pad, slice(0, 1), array, pad_width, mode)
 
 
 def _joined(axis, arrays, ndim):
@@ -1701,25 +1684,31 @@ def _lengthen(function, *arys):
 # fmt: off
 for names, expression in {
     "amax": np.max, **{f"atleast_{n}d": functools.partial(_lengthen, getattr(np, f"atleast_{n}d")) for n in (1, 2, 3)},
-    "amin": np.min, "stack": functools.partial(_join, np.stack),
+    "clip": _clip, "amin": np.min, "stack": functools.partial(_join, np.stack),
     "average": _average, "conjugate real real_if_close": lambda a, tol=100: +a,
-    "clip": _clip, "hstack": lambda tup: _joined(int(np.ndim(tup[0]) > 1), tup, 1), "pad": _pad, "copy": lambda a: +a,
+    "hstack": lambda tup: _joined(int(np.ndim(tup[0]) > 1), tup, 1), "pad": _pad, "copy": lambda a: +a,
     "cross": _cross, "fmax": lambda x, y: np.where(np.greater_equal(x, y) | np.not_equal(y, y), x, y),
     "fabs": abs, "inner": lambda a, b: a @ np.transpose(b) if np.ndim(a) and 0 < np.ndim(b) < 3 else (
         np.tensordot(a, b, (-1, -1) if np.ndim(a) and np.ndim(b) else 0)),
     "fmin": lambda x, y: np.where(np.less_equal(x, y) | np.not_equal(y, y), x, y),
     "einsum": _einsum, "dstack": lambda tup: _joined(2, tup, 3), "linalg.norm": _norm,
     "linalg.matmul": op.matmul, "vstack": lambda tup: _joined(0, tup, 2), "take": _take,
-    "median": _median, "linalg.matrix_transpose": _mT,
+    "median": lambda a, axis=None, *, keepdims=False: (
+        _ordered(lambda x: np.median(x, axis, keepdims=keepdims), a, 0.5, axis)),
+    "quantile": lambda a, q, axis=None, *, method="linear", keepdims=False: _ordered(
+        lambda x: np.quantile(x, q, axis, method=method, keepdims=keepdims), a, q, axis, method),
+    "linalg.matrix_transpose": _mT,
     "linalg.tensordot": lambda x1, x2, axes=2: np.tensordot(x1, x2, axes), "fliplr": lambda m: np.flip(m, 1),
     "flipud": lambda m: np.flip(m, 0), "deg2rad radians": lambda x: x * (math.pi / 180), "matrix_transpose": _mT,
     "rad2deg degrees": lambda x: x * (180 / math.pi), "vdot": lambda a, b: np.ravel(a) @ np.ravel(b),
     "concatenate": functools.partial(_join, np.concatenate), "reciprocal": lambda x: 1 / x,
     "diff": _diff, "full_like": lambda a, fill_value, dtype=None, *, shape=None: (
         _whole(_as_tensor(fill_value) if np.ndim(fill_value) else fill_value, np.zeros_like(a, dtype, shape=shape))),
-    **{name: functools.partial(_move, getattr(np, name)) for name in ("rot90", "take_along_axis")},
+    **{name: functools.partial(_move, getattr(np, name), slice(0, 1)) for name in (
+        "block", "delete", "rot90", "take_along_axis")},
+    "meshgrid": functools.partial(_move, np.meshgrid, slice(0, None)), "kron": _kron,
+    "compress": lambda condition, a, axis=None: _move(np.compress, slice(1, 2), condition, a, axis),
     **{f.__name__: functools.partial(_split, f) for f in (np.split, np.array_split, np.hsplit, np.vsplit, np.dsplit)},
-    "kron": _kron,
     "dot": lambda a, b: a @ b if np.ndim(a) and 0 < np.ndim(b) < 3 else (
         np.tensordot(a, b, (-1, -2) if np.ndim(a) and np.ndim(b) else 0)),
     "linalg.slogdet": lambda a: np.linalg.slogdet(np.eye(1))._replace(sign=_sign_of_det(a), logabsdet=_log_of_det(a)),
@@ -1730,14 +1719,10 @@ for names, expression in {
     "ptp": lambda a, axis=None, *, keepdims=False: a.max(axis, keepdims=keepdims) - a.min(axis, keepdims=keepdims),
     "column_stack": lambda tup: np.concatenate([a if np.ndim(a) > 1 else np.reshape(a, (-1, 1)) for a in tup], 1),
     # Functions whose values come from NumPy, or that pick from their arguments.
-    "append": lambda arr, values, axis=None: np.concatenate([arr, values], axis), "quantile": _quantile, "sinc": _sinc,
-    "block": _block, "gradient": _gradient, "interp": _interp,
-    "compress": lambda condition, a, axis=None: np.take(a, np.compress(condition, np.arange(np.size(a, axis))), axis),
-    "delete": lambda arr, obj, axis=None: np.take(arr, np.delete(np.arange(np.size(arr, axis)), obj), axis),
+    "append": lambda arr, values, axis=None: np.concatenate([arr, values], axis), "sinc": _sinc,
+    "gradient": _gradient, "interp": _interp,
     "linspace": lambda start, stop, num=50, endpoint=True, *, axis=0: np.moveaxis(start * (
         1 - (w := np.linspace(np.zeros_like(stop - start), 1, num, endpoint))) + stop * w, 0, axis),
-    "meshgrid": lambda *xi, **options: tuple([np.ravel(x)[i] for x, i in zip(
-        xi, np.meshgrid(*[np.arange(np.size(x)) for x in xi], **options), strict=True)]),
     "nanstd": lambda a, axis=None, *, ddof=0, keepdims=False: _root(np.nanvar(a, axis, ddof=ddof, keepdims=keepdims)),
     "partition": lambda a, kth, axis=-1, kind="introselect": np.take_along_axis(np.sort(a, axis), np.argsort(
         np.argsort(np.partition(a.detach(), kth, axis, kind), axis), axis), axis),
