@@ -4468,7 +4468,7 @@ def test_what_swallows_a_tensor_or_needs_numpys_arrays_is_an_error_and_no_gradie
                 derivative(f)(w)
     fast = jit(lambda w, X: np.mean(X @ w))  # noqa: N803
     for call in (lambda: fast.source(w, X), lambda: fast.lower(w, X), lambda: jit(lambda w: np.mean(X @ w))(w)):
-        with pytest.raises(TypeError, match="generates code for NumPy's arrays: leave it out"):
+        with pytest.raises(TypeError, match="generates code for NumPy's arrays: call f itself"):
             call()
     assert dask.compute(fast(w, X)) == (2.0,)
 
@@ -5848,9 +5848,7 @@ def test_no_message_gives_an_advice_that_changes_a_result():
     texts = [node.value for node in ast.walk(ast.parse(SOURCE)) if isinstance(node, ast.Constant)]
     texts = [text for text in texts if isinstance(text, str) and "\n" not in text]
     assert len(texts) > 100
-    assert [text for text in texts if re.search(r"leave it out|real part|t\.data$|detach\(\) (that|it)", text)] == [
-        "jit() generates code for NumPy's arrays: leave it out where there are arrays of another library"
-    ]  # "it" is jit
+    assert [text for text in texts if re.search(r"leave it out|real part|t\.data$|detach\(\) (that|it)", text)] == []
 
 
 def test_array_element_assignment_of_a_tensor_is_refused_and_says_why():

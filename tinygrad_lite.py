@@ -1902,8 +1902,7 @@ class _Traced(Tensor):
 
     @property
     def _value(self):
-        what = "a Tensor from within a function under jit() was used outside: return it instead"
-        _check(_thread.observer is self.trace, what, TypeError)
+        _check(_thread.observer is self.trace, "a Tensor of jit() was used outside: return it instead", TypeError)
         return self.value
 
     def _at(self, node):
@@ -1914,10 +1913,10 @@ class _Traced(Tensor):
 
 
 # fmt: off
-_symbols = {
+_patterns = {op.getitem: "{}[{}]", np.negative: "(-{})", **{f: f"({{}} {symbol} {{}})" for f, symbol in {
     np.add: "+", np.subtract: "-", np.multiply: "*", np.divide: "/", np.power: "**", np.remainder: "%", np.matmul: "@",
-    np.floor_divide: "//", np.negative: "-", np.equal: "==", np.not_equal: "!=", np.less: "<", np.less_equal: "<=",
-    np.greater: ">", np.greater_equal: ">=", np.bitwise_and: "&", np.bitwise_or: "|", np.bitwise_xor: "^"}
+    np.equal: "==", np.not_equal: "!=", np.less: "<", np.less_equal: "<=", np.greater: ">", np.greater_equal: ">=",
+    np.floor_divide: "//", np.bitwise_and: "&", np.bitwise_or: "|", np.bitwise_xor: "^"}.items()}}
 _refusals = {key: f"jit() cannot follow {cause}, as every call brings new values: {advice}" for key, cause, advice in [
     ("bool()", "if, while or bool() of a Tensor", "write np.where or np.maximum, or decide and loop outside"),
     ("a Python number", "float(), int(), .item(), a format or math's functions of a Tensor", "use np. functions"),
@@ -1926,11 +1925,12 @@ _refusals = {key: f"jit() cannot follow {cause}, as every call brings new values
      "give a Python int, which tracing fixes, or write np.sum(np.where(mask, x, 0)) for np.sum(x[mask])")]}
 # fmt: on
 _made_and_shown = {"__new__", "__array_finalize__", "__array_wrap__", "__repr__", "__str__", "__reduce__", "__doc__"}
+_exact = np.add, np.subtract, np.multiply, np.negative  # of Python's numbers too
 _plain_types = int, bool, str, type(None)  # written as their repr
 _neutral: dict[Any, int] = {np.multiply: 1, np.divide: 1, np.power: 1, np.subtract: 0}
 _reshape, _transpose = np.ndarray.reshape, np.ndarray.transpose  # what all that does the same becomes
 _reshapes = {np.reshape, np.ravel, np.squeeze, np.expand_dims, np.atleast_1d, np.atleast_2d, np.atleast_3d}
-_viewing = {None, _reshape, np.broadcast_to, op.getitem, *_reshapes}  # of arrays in some orders in memory at least
+_viewing = {None, _reshape, np.broadcast_to, *_reshapes}  # of arrays in some orders in memory at least
 _transposes = {np.transpose, np.swapaxes, np.moveaxis, np.matrix_transpose, np.linalg.matrix_transpose}
 _reductions = {np.sum, np.mean, np.max, np.min, np.prod}
 _methods = {*_reductions, np.any, np.all, np.argmax, np.argmin, np.cumsum, _reshape, _transpose, _astype}
@@ -1942,8 +1942,11 @@ _sized_by_values = {(np.argwhere, 1), (np.flatnonzero, 1), (np.nonzero, 1), (np.
 
 def _literal(x):
     """The text of what may stand in the source: its repr if it is of exactly these types, or NumPy's name for it."""
-    if type(x) in _plain_types or (type(x) is slice and {*map(type, (x.start, x.stop, x.step))} <= {*_plain_types}):
+    if type(x) in _plain_types:
         return f"({x!r})" if type(x) is int and x < 0 else repr(x)
+    if type(x) is slice:  # as it stands in brackets, for it is nowhere else
+        texts = [*map(_literal, (x.start, x.stop, x.step))]
+        return None if None in texts else ":".join(texts).replace("None", "")
     if type(x) is float:
         return f"({x!r})".replace("nan", "np.nan").replace("inf", "np.inf")
     if isinstance(x, np.generic) and type(x.item()) in (*_plain_types, float):  # a longdouble's item is one again
@@ -2003,10 +2006,9 @@ class _Trace(_Observer):
         for name in code.co_varnames + code.co_cellvars + code.co_freevars + code.co_names:
             self.name(near.get(name, frame.f_globals.get(name)), name)
         line = self.line(function, args, options, _like(out))
-        if not isinstance(out, (tuple, list)):
-            return given, self.value(line, out, leaves)
-        parts = [self.value(self.new(op.getitem, (line, i), {}, _like(x)), x, leaves) for i, x in enumerate(out)]
-        return given, _filled(out, parts)
+        several, outs = isinstance(out, (tuple, list)), _leaves(out)
+        lines = [self.new(op.getitem, (line, i), {}, _like(x)) for i, x in enumerate(outs)] if several else [line]
+        return given, _filled(out, map(self.value, lines, outs, itertools.repeat(leaves)))
 
     def starts(self, root):
         self.of = getattr(root[4], "line", None)
@@ -2035,11 +2037,9 @@ class _Trace(_Observer):
         """
         if isinstance(x, _Traced):
             return x._value is not x and x.line  # an error if x is of another trace
-        what = "jit() generates code for NumPy's arrays: leave it out where there are arrays of another library"
-        _check(not _is_foreign(x), what, _Refusal)
-        if isinstance(x, Tensor):
-            what = "a computed Tensor from outside would lose its gradient under jit(): give it as an argument"
-            _check(x._node is None or x._node[1] is None, what, _Refusal)
+        _check(not _is_foreign(x), "jit() generates code for NumPy's arrays: call f itself for others", _Refusal)
+        is_leaf = not isinstance(x, Tensor) or x._node is None or x._node[1] is None
+        _check(is_leaf, "a computed Tensor from outside would lose its gradient: give it as an argument", _Refusal)
         if is_text or (is_text is None and _literal(x) is not None):
             return x
         return self.outside.setdefault(id(x), _Line(None, (x,), {}, _like(_value_of(x))))
@@ -2047,12 +2047,11 @@ class _Trace(_Observer):
     def value(self, line, out, given):
         """A Tensor for a line; notes whether it may be a view of what was given, for some order of its elements.
 
-        What is indexed may become a 0-d array later, a Tensor's ``.data`` say, of which an ellipsis makes a view.
+        So may parts of several arrays, and an ellipsis of a number, as a Tensor's ``.data`` may make it a 0-d array.
         """
-        is_item = line.function is op.getitem and not line.shape and line.args[0].shape != ()
-        shares = any(np.may_share_memory(out, _value_of(x)) for x in given)
-        is_view = shares or (line.function in _viewing and not is_item)
-        self.taken.setdefault(line, is_view or not np.asarray(out).flags.writeable)
+        is_part = line.function is op.getitem and not line.args[0].shape and isinstance(out, np.ndarray)
+        shares = line.function in _viewing or is_part or any(np.may_share_memory(out, _value_of(x)) for x in given)
+        self.taken.setdefault(line, shares or not np.asarray(out).flags.writeable)
         return _Traced(self, line, out)
 
     def name(self, x, name):
@@ -2067,9 +2066,7 @@ class _Trace(_Observer):
         """A line as it is, or the older one that says the same."""
         said = [*map(str, _map(lambda x: f"#{id(x)}" if isinstance(x, _Line) else repr(x), (*args, options)))]
         key = function, like, *(sorted(said) if function in (np.add, np.multiply) else said)
-        if key not in self.lines:
-            self.lines[key] = _Line(function, args, options, like)
-        return self.lines[key]
+        return self.lines.setdefault(key, _Line(function, args, options, like))
 
     def line(self, function, args, options, like):
         """The line of a call, in the simplest form that it has."""
@@ -2149,13 +2146,11 @@ class _Trace(_Observer):
         return name if self.names[name] == 1 else self.unique(f"{name}_{self.names[name]}")
 
     def show(self, x):
-        """The text of an argument; of slices as they are in brackets, for they are nowhere else."""
+        """The text of an argument."""
         if isinstance(x, (tuple, list)):
             items = "".join([f"{self.show(item)}, " for item in x])
             return f"[{items}]" if isinstance(x, list) else items if slice in map(type, x) else f"({items})"
         text = self.texts.get(x) if isinstance(x, _Line) else _literal(x)
-        if type(x) is slice and text:
-            return ":".join(["" if part is None else repr(part) for part in (x.start, x.stop, x.step)])
         if text is None:  # from outside
             line = x if isinstance(x, _Line) else self.line_of(x)
             text = self.texts[line] = self.texts.get(line) or self.unique(line.name)
@@ -2165,17 +2160,14 @@ class _Trace(_Observer):
         """The call of a line, in the texts of its arguments."""
         function, args, options, show = line.function, line.args, line.options, self.show
         of_python = all(a.weak if isinstance(a, _Line) else type(a) in _python for a in args)
-        symbol = _symbols.get(function) if len(args) <= 2 and not options else None
-        if function is np.power and line.dtype.itemsize > 1 and getattr(args[0], "dtype", None) == np.bool:
-            symbol = None  # as NumPy's ** of an array of booleans and an int has another dtype
-        if symbol and (not of_python or (line.weak and symbol in "+-*")):  # else Python's numbers do not do as NumPy's
-            return f"({show(args[0])} {symbol} {show(args[1])})" if len(args) == 2 else f"(-{show(args[0])})"
-        if function is op.getitem:
-            return f"{show(args[0])}[{show(args[1])}]"
+        of_bools = function is np.power and line.dtype.itemsize > 1 and getattr(args[0], "dtype", None) == np.bool
+        # Between Python's numbers, and in powers of booleans, most operators do not do as NumPy's functions.
+        if function in _patterns and not of_bools and (not of_python or (line.weak and function in _exact)):
+            return _patterns[function].format(*map(show, args))
+        if function is _whole and not line.shape:
+            return show(args[0])
         if function in (_whole, _add_at):
             c = args[0].item() if function is _whole else 0.0
-            if not line.shape and function is _whole:
-                return f"{show(line.dtype)}({show(c)})"
             kind = "" if line.dtype == np.float64 else f", {show(line.dtype)}"
             return f"np.full({line.shape}, {show(c)}{kind})" if c else f"np.zeros({line.shape}{kind})"
         if function is _transpose and args[1] == (*reversed(range(line.ndim)),):
