@@ -1722,10 +1722,6 @@ class _Observer:
     def seen(self, tensor, what):
         return tensor
 
-    def compute(self, row, order, compute, args, options):
-        values, named = row.plain(args, options)
-        return values, compute(*values, **named)
-
     def starts(self, root):
         self.gradients = {root[0]: _float64(1)}  # by the order of nodes
 
@@ -1754,7 +1750,8 @@ class _AnomalyObserver(_Observer):
         self.lines: dict[int, str] = {}  # of the program, by the order of the nodes that they made
 
     def compute(self, row, order, compute, args, options):
-        values, out = super().compute(row, order, compute, args, options)
+        values, named = row.plain(args, options)
+        out = compute(*values, **named)
         if _thread.recording and row.vjps and any(getattr(x, "_node", None) for x in args):
             file, number = (frame := _caller()).f_code.co_filename, frame.f_lineno
             self.lines[order] = f"{file}, line {number}: {linecache.getline(file, number).strip()}".rstrip(": ")
@@ -1990,13 +1987,15 @@ class _Trace(_Observer):
         given = tuple([self.given(x) if reads or isinstance(x, Tensor) else x for x in args])
         if reads and not is_ufunc and function not in (op.getitem, _astype, _add_at, _whole):
             return given, function(*given, **options)  # whose calls of NumPy are noted
+        if function is _whole and isinstance(given[0], Tensor):
+            return given, np.broadcast_to(given[0].astype(given[1].dtype), given[1].shape)
         # What depends on values: an axis or a length, and the shape of the result.
         kinds = {x.dtype.kind for x in _leaves((args[1:], options)) if isinstance(x, Tensor)} - {"f"}
-        by_index = kinds and not reads and function not in _of_elements
-        by_mask = "b" in kinds and function is op.getitem
-        if by_index or by_mask or (function, len(args)) in _sized_by_values:
+        by_values = "b" in kinds if function is op.getitem else kinds and not reads and function not in _of_elements
+        if by_values or (function, len(args)) in _sized_by_values:
             self.seen(None, "an index")
-        _, out = super().compute(row, order, compute, args, options)
+        values, named = row.plain(args, options)
+        out = compute(*values, **named)
         what = f"jit() cannot follow {_name(function)} that writes into an array: make a new one"
         _check(not any(out is x for x in leaves if isinstance(x, np.ndarray)), what, _Refusal)
         if function in (np.shape, np.ndim, np.size, np.result_type):
@@ -2064,7 +2063,7 @@ class _Trace(_Observer):
 
     def new(self, function, args, options, like):
         """A line as it is, or the older one that says the same."""
-        said = [*map(str, _map(lambda x: f"#{id(x)}" if isinstance(x, _Line) else repr(x), (*args, options)))]
+        said = map(repr, (*args, options))
         key = function, like, *(sorted(said) if function in (np.add, np.multiply) else said)
         return self.lines.setdefault(key, _Line(function, args, options, like))
 
@@ -2074,12 +2073,7 @@ class _Trace(_Observer):
         x: Any = args[0] if args else None
         # Of an array that says what kind is wanted, this is what counts.
         args = {_astype: (x, dtype), _add_at: args[:2], _whole: (x, shape, dtype)}.get(function, args)
-        if function is _whole and isinstance(x, _Line):
-            x = self.line(_astype, (x, dtype), {}, (x.shape, dtype, False))
-            function, args = np.broadcast_to, (x, shape)
-        elif function is _whole:
-            args = dtype.type(x), shape, dtype
-        elif function is _astype and x.weak:
+        if function is _astype and x.weak:
             function, args = dtype.type, (x,)
         by_order = any(isinstance(a, (_Line, str)) for a in _leaves((args[1:], options)))
         if isinstance(x, _Line) and x.like[1:] == like[1:] and not by_order:
@@ -2099,18 +2093,17 @@ class _Trace(_Observer):
                     function, args, options = np.divide, (total, count), {}
             if args[0].shape == shape and function in (_reshape, np.broadcast_to, np.positive, np.copy, _astype):
                 return args[0]
-        if function is not np.where and (not isinstance(function, np.ufunc) or function.signature):
-            return self.new(function, args, options, like)
-        args = self.thinned([*args], like)
+        if function is np.where or (isinstance(function, np.ufunc) and not function.signature):
+            args = self.thinned([*args], like)
         # What numbers and signs change nothing, or more simply said.
-        if function is np.add and isinstance(args[1], _Line) and args[1].function is np.negative:
-            return self.line(np.subtract, (args[0], args[1].args[0]), {}, like)
-        a, b = args[::-1] if function is np.multiply and type(args[0]) in _python else (args[0], args[-1])
+        a, b = args[::-1] if function is np.multiply and type(args[0]) in _python else (None, None, *args)[-2:]
+        if function is np.add and isinstance(b, _Line) and b.function is np.negative:
+            return self.line(np.subtract, (a, b.args[0]), {}, like)
         is_neutral = type(b) in _python and b == _neutral.get(function) and math.copysign(1, b) == 1
         if is_neutral and getattr(a, "like", None) == like:
             return a
         if function is np.power and type(b) is int and b == 0 and not like[2]:
-            return self.new(_whole, (dtype.type(1), shape, dtype), {}, like)
+            return self.new(_whole, (1, shape, dtype), {}, like)
         return self.new(function, args, options, like)
 
     def thinned(self, args, like):
@@ -2118,12 +2111,12 @@ class _Trace(_Observer):
         for i, a in enumerate(args):
             others = [b for b in (*args[:i], *args[i + 1 :]) if isinstance(b, _Line)]
             while isinstance(a, _Line) and a.function in (_whole, np.broadcast_to, _reshape):
-                thin, shapes = a.args[0], [b.shape or () for b in (*others, a.args[0])]
+                thin = a.dtype.type(a.args[0]) if a.function is _whole else a.args[0]  # a number keeps the dtype
                 ends_alike = a.function is not _reshape or thin.shape == a.shape[a.ndim - thin.ndim :]
-                is_same = a.function is _whole or (ends_alike and thin.like[1:] == a.like[1:])
-                if not is_same or np.broadcast_shapes(*shapes) != like[0]:
+                is_same = ends_alike and (thin.dtype, getattr(thin, "weak", False)) == a.like[1:]
+                if not is_same or np.broadcast_shapes(*[b.shape or () for b in (*others, thin)]) != like[0]:
                     break
-                args[i] = a = a.dtype.type(thin) if a.function is _whole else thin  # a number keeps the dtype
+                args[i] = a = thin
             if isinstance(a, np.floating) and any(b.dtype == a.dtype and not b.weak for b in others):
                 args[i] = int(a) if a and a.is_integer() else a.item()
         return tuple(args)
@@ -2164,12 +2157,12 @@ class _Trace(_Observer):
         # Between Python's numbers, and in powers of booleans, most operators do not do as NumPy's functions.
         if function in _patterns and not of_bools and (not of_python or (line.weak and function in _exact)):
             return _patterns[function].format(*map(show, args))
-        if function is _whole and not line.shape:
-            return show(args[0])
         if function in (_whole, _add_at):
-            c = args[0].item() if function is _whole else 0.0
-            kind = "" if line.dtype == np.float64 else f", {show(line.dtype)}"
-            return f"np.full({line.shape}, {show(c)}{kind})" if c else f"np.zeros({line.shape}{kind})"
+            fill = line.dtype.type(args[0] if function is _whole else 0)
+            if function is _whole and not line.shape:
+                return show(fill)
+            kind = [line.dtype] if line.dtype != np.float64 else []
+            function, args = (np.full, (line.shape, fill.item(), *kind)) if fill else (np.zeros, (line.shape, *kind))
         if function is _transpose and args[1] == (*reversed(range(line.ndim)),):
             return f"{show(args[0])}.T"
         is_method = function in _methods and args and isinstance(args[0], _Line) and not args[0].weak
@@ -2210,9 +2203,8 @@ class _Trace(_Observer):
 
 def _means_the_same(kind):
     """Whether arrays of a kind are NumPy's: a subclass may be made and shown otherwise, but has no operators anew."""
-    bases = kind.__mro__[: kind.__mro__.index(np.ndarray)] if issubclass(kind, np.ndarray) else ()
-    new = {name for base in bases if base is not np.memmap for name in vars(base)} & vars(np.ndarray).keys()
-    return issubclass(kind, (np.ndarray, np.generic, Tensor)) and new <= _made_and_shown
+    new = {name for base in {*kind.__mro__} - {*np.memmap.__mro__} for name in vars(base)} & vars(np.ndarray).keys()
+    return issubclass(kind, np.ndarray) and new <= _made_and_shown
 
 
 def _argument(x):
@@ -2221,7 +2213,7 @@ def _argument(x):
         return x
     value, way = _as_value(_value_of(x))[()], ".to_numpy()" if hasattr(x, "to_numpy") else "np.asarray() of it"
     what = f"jit() takes NumPy's arrays, and functions may do something else with a {type(x).__name__}: give it {way}"
-    _check(_means_the_same(type(x)) or _is_foreign(x), what, TypeError)
+    _check(isinstance(x, (np.generic, Tensor)) or _means_the_same(type(x)) or _is_foreign(x), what, TypeError)
     return value
 
 
@@ -2307,10 +2299,10 @@ def _generate(f, args, options):
             return f"({p} := {p}[()] if {p}.__class__ is _array else {p}).__class__ is {bind(type(x))}"
         return f"{p}.__class__ is float" if type(x) is float else f"_signature({p}) == {bind(_signature(x))}"
 
-    checks = " and ".join(["not _rest", *map(check, parameters, given)])
     trace.texts |= {x: f"({trace.texts[x]}).__array__()" for x in arrays if x.shape == ()}
     returned = trace.show(out) if _is_tuples(out) else f"_filled({bind(out)}, iter({trace.show(results)}))"
     ways = [*[f"{p}=NotImplemented" for p in parameters], "*_rest", "_known=False"]
+    checks = " and ".join(["not _rest", *map(check, parameters, given)])
     guard = f"if not (_known or {checks}): return NotImplemented"
     run = _function_text(name, ways, [guard, *inside, f"return {returned}"])
     return f"import numpy as np\n\n\n{text}", lower, _defined(name, run, scope)
