@@ -3192,6 +3192,7 @@ def test_sums_that_a_reshape_does_and_other_needless_calls_are_not_printed():
     assert "dx = np.full((3, 1), 3.0)\n    return dx" in body(grad(lambda x: (x + row).sum()), x)
     assert "dx = np.full((3, 1), 0.08333333333333333)\n    return dx" in body(grad(lambda x: x.mean() / 4), x)
     assert body(lambda x: [x @ x.T, x.T @ x], x).split("\n") == ["t = x.T", "    return x @ t, t @ x"]
+    assert body(lambda x: x[[0, 2]], x) == "x[[0, 2]]"  # a new array, where x[0:2] would be one of x
 
 
 def test_forward_pass_of_a_trained_model_takes_its_parameters_as_arguments():
@@ -3914,7 +3915,8 @@ def test_results_of_jit_share_no_memory_with_arguments_of_any_layout_or_tensors_
 
 
 def test_an_array_that_a_number_from_outside_becomes_is_not_handed_out():
-    for f in (lambda s: s[...], lambda s: s.reshape(()), lambda s: s, lambda s: +s, lambda s: s.T):
+    parts = lambda s: np.atleast_1d(s, 1.0)[0][0, ...]  # noqa: E731
+    for f in (lambda s: s[...], lambda s: s.reshape(()), lambda s: s, lambda s: +s, lambda s: s.T, parts):
         number = Tensor(np.float64(3))
         compiled = jit(lambda z, f=f, number=number: f(number))
         compiled(1.0)

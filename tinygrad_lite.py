@@ -1737,8 +1737,8 @@ def _is_finite(*trees):
 
 def _caller():
     """The newest frame of the program that is not of this file or of NumPy."""
-    frame: Any = sys._getframe()
-    while frame.f_back and frame.f_code.co_filename.startswith((__file__, *np.__path__)):
+    frame, here = sys._getframe(), (__file__, *np.__path__)
+    while frame.f_back and frame.f_code.co_filename.startswith(here):
         frame = frame.f_back
     return frame
 
@@ -1878,7 +1878,7 @@ class _Line:
     def __init__(self, function, args, options, like):
         self.function, self.args, self.options, self.like = function, args, options, like
         self.shape, self.dtype, self.weak = like
-        self.ndim, self.name = len(self.shape or ()), ""
+        self.ndim, self.size, self.name = len(self.shape or ()), math.prod(self.shape or ()), ""
 
 
 class _Refusal(BaseException):
@@ -1910,7 +1910,7 @@ class _Traced(Tensor):
 
 
 # fmt: off
-_patterns = {op.getitem: "{}[{}]", np.negative: "(-{})", **{f: f"({{}} {symbol} {{}})" for f, symbol in {
+_patterns: dict[Any, str] = {op.getitem: "{}[{}]", np.negative: "(-{})", **{f: f"({{}} {sign} {{}})" for f, sign in {
     np.add: "+", np.subtract: "-", np.multiply: "*", np.divide: "/", np.power: "**", np.remainder: "%", np.matmul: "@",
     np.equal: "==", np.not_equal: "!=", np.less: "<", np.less_equal: "<=", np.greater: ">", np.greater_equal: ">=",
     np.floor_divide: "//", np.bitwise_and: "&", np.bitwise_or: "|", np.bitwise_xor: "^"}.items()}}
@@ -1931,6 +1931,7 @@ _viewing = {None, _reshape, np.broadcast_to, *_reshapes}  # of arrays in some or
 _transposes = {np.transpose, np.swapaxes, np.moveaxis, np.matrix_transpose, np.linalg.matrix_transpose}
 _reductions = {np.sum, np.mean, np.max, np.min, np.prod}
 _methods = {*_reductions, np.any, np.all, np.argmax, np.argmin, np.cumsum, _reshape, _transpose, _astype}
+_spelled = {_whole, _add_at, *_patterns, *_methods}  # all but by their names
 _of_elements = {np.where, np.take, np.take_along_axis, np.clip, np.full_like, np.isclose, np.allclose}
 _of_elements |= {np.array_equal, np.array_equiv, np.isin, np.dot, np.inner, np.outer, np.vdot, np.kron, np.tensordot}
 _of_elements |= {np.einsum, np.cross, np.average, np.linalg.solve, np.linalg.matmul, np.linalg.tensordot}
@@ -1983,9 +1984,9 @@ class _Trace(_Observer):
     def compute(self, row, order, compute, args, options):
         function, leaves = row.function if row is _table.get(row.function, row) else compute, _leaves((args, options))
         # Beside a Tensor, an array is an axis or a length to NumPy's functions that are no ufuncs. Others read it.
-        reads, is_ufunc = not hasattr(function, "_implementation"), isinstance(function, np.ufunc)
+        reads = not hasattr(function, "_implementation")
         given = tuple([self.given(x) if reads or isinstance(x, Tensor) else x for x in args])
-        if reads and not is_ufunc and function not in (op.getitem, _astype, _add_at, _whole):
+        if reads and not isinstance(function, np.ufunc) and function not in (op.getitem, _astype, _add_at, _whole):
             return given, function(*given, **options)  # whose calls of NumPy are noted
         if function is _whole and isinstance(given[0], Tensor):
             return given, np.broadcast_to(given[0].astype(given[1].dtype), given[1].shape)
@@ -2063,6 +2064,7 @@ class _Trace(_Observer):
 
     def new(self, function, args, options, like):
         """A line as it is, or the older one that says the same."""
+        function = function if function in _spelled else self.line_of(function)  # which may be from outside
         said = map(repr, (*args, options))
         key = function, like, *(sorted(said) if function in (np.add, np.multiply) else said)
         return self.lines.setdefault(key, _Line(function, args, options, like))
@@ -2072,13 +2074,14 @@ class _Trace(_Observer):
         shape, dtype, _ = like
         x: Any = args[0] if args else None
         # Of an array that says what kind is wanted, this is what counts.
-        args = {_astype: (x, dtype), _add_at: args[:2], _whole: (x, shape, dtype)}.get(function, args)
+        kind = self.line_of(dtype)
+        args = {_astype: (x, kind), _add_at: (*args[:2], kind), _whole: (x, shape, kind)}.get(function, args)
         if function is _astype and x.weak:
             function, args = dtype.type, (x,)
         by_order = any(isinstance(a, (_Line, str)) for a in _leaves((args[1:], options)))
-        if isinstance(x, _Line) and x.like[1:] == like[1:] and not by_order:
+        if isinstance(x, _Line) and shape is not None and x.like[1:] == like[1:] and not by_order:
             reduces = function in _reductions and len(args) < 3 and options.keys() <= {"axis", "keepdims"}
-            if function in _reshapes or (reduces and math.prod(x.shape) == math.prod(shape)):
+            if function in _reshapes or (reduces and x.size == math.prod(shape)):
                 function, args, options = _reshape, (x.args[0] if x.function is _reshape else x, *(shape or [()])), {}
             elif function in _transposes:
                 inner, order = x.args if x.function is _transpose else (x, range(x.ndim))
@@ -2089,8 +2092,8 @@ class _Trace(_Observer):
                 axis = {} if len(axes) == x.ndim else {"axis": axes if len(axes) > 1 else axes[0]}
                 args, options = (x,), axis | ({"keepdims": True} if len(shape) == x.ndim else {})
                 if function is np.mean and dtype.char in "fd":
-                    total, count = self.new(np.sum, args, options, like), math.prod(x.shape) // max(math.prod(shape), 1)
-                    function, args, options = np.divide, (total, count), {}
+                    total = self.new(np.sum, args, options, like)
+                    function, args, options = np.divide, (total, x.size // max(total.size, 1)), {}
             if args[0].shape == shape and function in (_reshape, np.broadcast_to, np.positive, np.copy, _astype):
                 return args[0]
         if function is np.where or (isinstance(function, np.ufunc) and not function.signature):
@@ -2103,7 +2106,7 @@ class _Trace(_Observer):
         if is_neutral and getattr(a, "like", None) == like:
             return a
         if function is np.power and type(b) is int and b == 0 and not like[2]:
-            return self.new(_whole, (1, shape, dtype), {}, like)
+            return self.new(_whole, (1, shape, kind), {}, like)
         return self.new(function, args, options, like)
 
     def thinned(self, args, like):
@@ -2143,11 +2146,7 @@ class _Trace(_Observer):
         if isinstance(x, (tuple, list)):
             items = "".join([f"{self.show(item)}, " for item in x])
             return f"[{items}]" if isinstance(x, list) else items if slice in map(type, x) else f"({items})"
-        text = self.texts.get(x) if isinstance(x, _Line) else _literal(x)
-        if text is None:  # from outside
-            line = x if isinstance(x, _Line) else self.line_of(x)
-            text = self.texts[line] = self.texts.get(line) or self.unique(line.name)
-        return text
+        return self.texts[x] if isinstance(x, _Line) else _literal(x)
 
     def text(self, line):
         """The call of a line, in the texts of its arguments."""
@@ -2161,7 +2160,7 @@ class _Trace(_Observer):
             fill = line.dtype.type(args[0] if function is _whole else 0)
             if function is _whole and not line.shape:
                 return show(fill)
-            kind = [line.dtype] if line.dtype != np.float64 else []
+            kind = args[2:] if line.dtype != np.float64 else ()
             function, args = (np.full, (line.shape, fill.item(), *kind)) if fill else (np.zeros, (line.shape, *kind))
         if function is _transpose and args[1] == (*reversed(range(line.ndim)),):
             return f"{show(args[0])}.T"
@@ -2173,9 +2172,10 @@ class _Trace(_Observer):
 
     def body(self, results):
         """The statements that compute some lines."""
-        needed = collections.Counter([x for x in results if isinstance(x, _Line)])
+        needed = collections.Counter(results)
         for line in filter(needed.__contains__, reversed(self.lines.values())):
-            needed.update([x for x in _leaves((line.args, line.options)) if isinstance(x, _Line)])
+            needed.update([x for x in _leaves((line.function, line.args, line.options)) if isinstance(x, _Line)])
+        self.texts |= {line: self.unique(line.name) for line in self.outside.values() if line in needed}
         statements, is_back, heading = list[str](), False, iter(["", "# Backward"])
         slopes = [(step, {*parts.values()}) for step, parts in self.slopes.items()]
         steps = {lines.pop(): step for step, lines in reversed(slopes) if len(lines) == 1}  # else they are parts of it
@@ -2194,7 +2194,7 @@ class _Trace(_Observer):
             statements += heading if is_back else []  # the first time
             statements.append(f"{name} = {_plain_text(call)}  # {comment}")
             if line.function is _add_at:
-                values, index = map(self.show, line.args)
+                values, index, _ = map(self.show, line.args)
                 once, at = _is_basic(line.args[1]), index if isinstance(line.args[1], _Line) else f"np.s_[{index}]"
                 added = f"{name}[{index}] = {values}" if once else f"np.add.at({name}, {at}, {values})"
                 statements.append(_plain_text(added))
@@ -2209,12 +2209,11 @@ def _means_the_same(kind):
 
 def _argument(x):
     """An argument as generated functions take it: arrays as NumPy's, numbers as scalars, other things as they are."""
-    if not hasattr(type(x), "__array__"):
-        return x
-    value, way = _as_value(_value_of(x))[()], ".to_numpy()" if hasattr(x, "to_numpy") else "np.asarray() of it"
-    what = f"jit() takes NumPy's arrays, and functions may do something else with a {type(x).__name__}: give it {way}"
-    _check(isinstance(x, (np.generic, Tensor)) or _means_the_same(type(x)) or _is_foreign(x), what, TypeError)
-    return value
+    value = _as_value(_value_of(x))[()] if hasattr(type(x), "__array__") else x
+    if value is x or isinstance(x, (np.generic, Tensor)) or _means_the_same(type(x)) or _is_foreign(x):
+        return value
+    way = ".to_numpy()" if hasattr(x, "to_numpy") else "np.asarray() of it"
+    raise TypeError(f"jit() takes NumPy's arrays, and f may do something else with a {type(x).__name__}: give it {way}")
 
 
 def _signature(x):
