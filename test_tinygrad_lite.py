@@ -3699,6 +3699,7 @@ def test_sums_that_a_reshape_does_and_other_needless_calls_are_not_printed():
     assert "dx = np.full((3, 1), 3.0)\n    return dx" in body(grad(lambda x: (x + row).sum()), x)
     assert "dx = np.full((3, 1), 0.08333333333333333)\n    return dx" in body(grad(lambda x: x.mean() / 4), x)
     assert body(lambda x: [x @ x.T, x.T @ x], x).split("\n") == ["t = x.T", "    return x @ t, t @ x"]
+    assert body(lambda x: x[[0, 2]], x) == "x[[0, 2]]"  # a new array, where x[0:2] would be one of x
 
 
 def test_forward_pass_of_a_trained_model_takes_its_parameters_as_arguments():
@@ -4421,7 +4422,8 @@ def test_results_of_jit_share_no_memory_with_arguments_of_any_layout_or_tensors_
 
 
 def test_an_array_that_a_number_from_outside_becomes_is_not_handed_out():
-    for f in (lambda s: s[...], lambda s: s.reshape(()), lambda s: s, lambda s: +s, lambda s: s.T):
+    parts = lambda s: np.atleast_1d(s, 1.0)[0][0, ...]  # noqa: E731
+    for f in (lambda s: s[...], lambda s: s.reshape(()), lambda s: s, lambda s: +s, lambda s: s.T, parts):
         number = Tensor(np.float64(3))
         compiled = jit(lambda z, f=f, number=number: f(number))
         compiled(1.0)
@@ -5000,7 +5002,7 @@ def test_what_swallows_a_tensor_or_needs_numpys_arrays_is_an_error_and_no_gradie
                 derivative(f)(w)
     fast = jit(lambda w, X: np.mean(X @ w))  # noqa: N803
     for call in (lambda: fast.source(w, X), lambda: fast.lower(w, X), lambda: jit(lambda w: np.mean(X @ w))(w)):
-        with pytest.raises(TypeError, match="generates code for NumPy's arrays: leave it out"):
+        with pytest.raises(TypeError, match="generates code for NumPy's arrays: call f itself"):
             call()
     assert dask.compute(fast(w, X)) == (2.0,)
 
@@ -6381,9 +6383,7 @@ def test_no_message_gives_an_advice_that_changes_a_result():
     texts = [node.value for node in ast.walk(ast.parse(SOURCE)) if isinstance(node, ast.Constant)]
     texts = [text for text in texts if isinstance(text, str) and "\n" not in text]
     assert len(texts) > 100
-    assert [text for text in texts if re.search(r"leave it out|real part|t\.data$|detach\(\) (that|it)", text)] == [
-        "jit() generates code for NumPy's arrays: leave it out where there are arrays of another library"
-    ]  # "it" is jit
+    assert [text for text in texts if re.search(r"leave it out|real part|t\.data$|detach\(\) (that|it)", text)] == []
 
 
 def test_array_element_assignment_of_a_tensor_is_refused_and_says_why():

@@ -2015,10 +2015,6 @@ class _Observer:
     def seen(self, tensor, what):
         return tensor
 
-    def compute(self, row, order, compute, args, options):
-        values, named = row.plain(args, options)
-        return values, compute(*values, **named)
-
     def starts(self, root):
         self.gradients = {root[0]: _float64(1)}  # by the order of nodes
 
@@ -2034,8 +2030,8 @@ def _is_finite(*trees):
 
 def _caller():
     """The newest frame of the program that is not of this file or of NumPy."""
-    frame: Any = sys._getframe()
-    while frame.f_back and frame.f_code.co_filename.startswith((__file__, *np.__path__)):
+    frame, here = sys._getframe(), (__file__, *np.__path__)
+    while frame.f_back and frame.f_code.co_filename.startswith(here):
         frame = frame.f_back
     return frame
 
@@ -2047,7 +2043,8 @@ class _AnomalyObserver(_Observer):
         self.lines: dict[int, str] = {}  # of the program, by the order of the nodes that they made
 
     def compute(self, row, order, compute, args, options):
-        values, out = super().compute(row, order, compute, args, options)
+        values, named = row.plain(args, options)
+        out = compute(*values, **named)
         if _thread.recording and row.vjps and any(getattr(x, "_node", None) for x in args):
             file, number = (frame := _caller()).f_code.co_filename, frame.f_lineno
             self.lines[order] = f"{file}, line {number}: {linecache.getline(file, number).strip()}".rstrip(": ")
@@ -2174,7 +2171,7 @@ class _Line:
     def __init__(self, function, args, options, like):
         self.function, self.args, self.options, self.like = function, args, options, like
         self.shape, self.dtype, self.weak = like
-        self.ndim, self.name = len(self.shape or ()), ""
+        self.ndim, self.size, self.name = len(self.shape or ()), math.prod(self.shape or ()), ""
 
 
 class _Refusal(BaseException):
@@ -2195,8 +2192,7 @@ class _Traced(Tensor):
 
     @property
     def _value(self):
-        what = "a Tensor from within a function under jit() was used outside: return it instead"
-        _check(_thread.observer is self.trace, what, TypeError)
+        _check(_thread.observer is self.trace, "a Tensor of jit() was used outside: return it instead", TypeError)
         return self.value
 
     def _at(self, node):
@@ -2207,10 +2203,10 @@ class _Traced(Tensor):
 
 
 # fmt: off
-_symbols = {
+_patterns: dict[Any, str] = {op.getitem: "{}[{}]", np.negative: "(-{})", **{f: f"({{}} {sign} {{}})" for f, sign in {
     np.add: "+", np.subtract: "-", np.multiply: "*", np.divide: "/", np.power: "**", np.remainder: "%", np.matmul: "@",
-    np.floor_divide: "//", np.negative: "-", np.equal: "==", np.not_equal: "!=", np.less: "<", np.less_equal: "<=",
-    np.greater: ">", np.greater_equal: ">=", np.bitwise_and: "&", np.bitwise_or: "|", np.bitwise_xor: "^"}
+    np.equal: "==", np.not_equal: "!=", np.less: "<", np.less_equal: "<=", np.greater: ">", np.greater_equal: ">=",
+    np.floor_divide: "//", np.bitwise_and: "&", np.bitwise_or: "|", np.bitwise_xor: "^"}.items()}}
 _refusals = {key: f"jit() cannot follow {cause}, as every call brings new values: {advice}" for key, cause, advice in [
     ("bool()", "if, while or bool() of a Tensor", "write np.where or np.maximum, or decide and loop outside"),
     ("a Python number", "float(), int(), .item(), a format or math's functions of a Tensor", "use np. functions"),
@@ -2219,14 +2215,16 @@ _refusals = {key: f"jit() cannot follow {cause}, as every call brings new values
      "give a Python int, which tracing fixes, or write np.sum(np.where(mask, x, 0)) for np.sum(x[mask])")]}
 # fmt: on
 _made_and_shown = {"__new__", "__array_finalize__", "__array_wrap__", "__repr__", "__str__", "__reduce__", "__doc__"}
+_of_numbers = np.add, np.subtract, np.multiply, np.negative  # of Python's numbers too
 _plain_types = int, bool, str, type(None)  # written as their repr
 _neutral: dict[Any, int] = {np.multiply: 1, np.divide: 1, np.power: 1, np.subtract: 0}
 _reshape, _transpose = np.ndarray.reshape, np.ndarray.transpose  # what all that does the same becomes
 _reshapes = {np.reshape, np.ravel, np.squeeze, np.expand_dims, np.atleast_1d, np.atleast_2d, np.atleast_3d}
-_viewing = {None, _reshape, np.broadcast_to, op.getitem, *_reshapes}  # of arrays in some orders in memory at least
+_viewing = {None, _reshape, np.broadcast_to, *_reshapes}  # of arrays in some orders in memory at least
 _transposes = {np.transpose, np.swapaxes, np.moveaxis, np.matrix_transpose, np.linalg.matrix_transpose}
 _reductions = {np.sum, np.mean, np.max, np.min, np.prod}
 _methods = {*_reductions, np.any, np.all, np.argmax, np.argmin, np.cumsum, _reshape, _transpose, _astype}
+_spelled = {_whole, _add_at, *_patterns, *_methods}  # all but by their names
 _of_elements = {np.where, np.take, np.take_along_axis, np.clip, np.full_like, np.isclose, np.allclose}
 _of_elements |= {np.array_equal, np.array_equiv, np.isin, np.dot, np.inner, np.outer, np.vdot, np.kron, np.tensordot}
 _of_elements |= {np.einsum, np.cross, np.average, np.linalg.solve, np.linalg.matmul, np.linalg.tensordot}
@@ -2235,8 +2233,11 @@ _sized_by_values = {(np.argwhere, 1), (np.flatnonzero, 1), (np.nonzero, 1), (np.
 
 def _literal(x):
     """The text of what may stand in the source: its repr if it is of exactly these types, or NumPy's name for it."""
-    if type(x) in _plain_types or (type(x) is slice and {*map(type, (x.start, x.stop, x.step))} <= {*_plain_types}):
+    if type(x) in _plain_types:
         return f"({x!r})" if type(x) is int and x < 0 else repr(x)
+    if type(x) is slice:  # as it stands in brackets, for it is nowhere else
+        texts = [*map(_literal, (x.start, x.stop, x.step))]
+        return None if None in texts else ":".join(texts).replace("None", "")
     if type(x) is float:
         return f"({x!r})".replace("nan", "np.nan").replace("inf", "np.inf")
     if isinstance(x, np.generic) and type(x.item()) in (*_plain_types, float):  # a longdouble's item is one again
@@ -2276,18 +2277,20 @@ class _Trace(_Observer):
     def compute(self, row, order, compute, args, options):
         function, leaves = row.function if row is _table.get(row.function, row) else compute, _leaves((args, options))
         # Beside a Tensor, an array is an axis or a length to NumPy's functions that are no ufuncs. Others read it.
-        reads, is_ufunc = not hasattr(function, "_implementation"), isinstance(function, np.ufunc)
+        reads = not hasattr(function, "_implementation")
         given = tuple([self.given(x) if reads or isinstance(x, Tensor) else x for x in args])
-        if reads and not is_ufunc and function not in (op.getitem, _astype, _add_at, _whole):
+        if reads and not isinstance(function, np.ufunc) and function not in (op.getitem, _astype, _add_at, _whole):
             return given, function(*given, **options)  # whose calls of NumPy are noted
+        if function is _whole and isinstance(given[0], Tensor):
+            return given, np.broadcast_to(given[0].astype(given[1].dtype), given[1].shape)
         # What depends on values: an axis or a length, and the shape of the result.
         others = _leaves((args[function is not np.compress :], options))
         kinds = {x.dtype.kind for x in others if isinstance(x, Tensor)} - {"f"}
-        by_index = kinds and not reads and function not in _of_elements
-        by_mask = "b" in kinds and function is op.getitem
-        if by_index or by_mask or (function, len(args)) in _sized_by_values:
+        by_values = "b" in kinds if function is op.getitem else kinds and not reads and function not in _of_elements
+        if by_values or (function, len(args)) in _sized_by_values:
             self.seen(None, "an index")
-        _, out = super().compute(row, order, compute, args, options)
+        values, named = row.plain(args, options)
+        out = compute(*values, **named)
         what = f"jit() cannot follow {_name(function)} that writes into an array: make a new one"
         _check(not any(out is x for x in leaves if isinstance(x, np.ndarray)), what, _Refusal)
         if function in (np.shape, np.ndim, np.size, np.result_type, np.iscomplexobj, np.isrealobj):
@@ -2297,10 +2300,9 @@ class _Trace(_Observer):
         for name in code.co_varnames + code.co_cellvars + code.co_freevars + code.co_names:
             self.name(near.get(name, frame.f_globals.get(name)), name)
         line = self.line(function, args, options, _like(out))
-        if not isinstance(out, (tuple, list)):
-            return given, self.value(line, out, leaves)
-        parts = [self.value(self.new(op.getitem, (line, i), {}, _like(x)), x, leaves) for i, x in enumerate(out)]
-        return given, _filled(out, parts)
+        several, outs = isinstance(out, (tuple, list)), _leaves(out)
+        lines = [self.new(op.getitem, (line, i), {}, _like(x)) for i, x in enumerate(outs)] if several else [line]
+        return given, _filled(out, map(self.value, lines, outs, itertools.repeat(leaves)))
 
     def starts(self, root):
         self.of = getattr(root[4], "line", None)
@@ -2329,11 +2331,9 @@ class _Trace(_Observer):
         """
         if isinstance(x, _Traced):
             return x._value is not x and x.line  # an error if x is of another trace
-        what = "jit() generates code for NumPy's arrays: leave it out where there are arrays of another library"
-        _check(not _is_foreign(x), what, _Refusal)
-        if isinstance(x, Tensor):
-            what = "a computed Tensor from outside would lose its gradient under jit(): give it as an argument"
-            _check(x._node is None or x._node[1] is None, what, _Refusal)
+        _check(not _is_foreign(x), "jit() generates code for NumPy's arrays: call f itself for others", _Refusal)
+        is_leaf = not isinstance(x, Tensor) or x._node is None or x._node[1] is None
+        _check(is_leaf, "a computed Tensor from outside would lose its gradient: give it as an argument", _Refusal)
         if is_text or (is_text is None and _literal(x) is not None):
             return x
         return self.outside.setdefault(id(x), _Line(None, (x,), {}, _like(_value_of(x))))
@@ -2341,12 +2341,11 @@ class _Trace(_Observer):
     def value(self, line, out, given):
         """A Tensor for a line; notes whether it may be a view of what was given, for some order of its elements.
 
-        What is indexed may become a 0-d array later, a Tensor's ``.data`` say, of which an ellipsis makes a view.
+        So may parts of several arrays, and an ellipsis of a number, as a Tensor's ``.data`` may make it a 0-d array.
         """
-        is_item = line.function is op.getitem and not line.shape and line.args[0].shape != ()
-        shares = any(np.may_share_memory(out, _value_of(x)) for x in given)
-        is_view = shares or (line.function in _viewing and not is_item)
-        self.taken.setdefault(line, is_view or not np.asarray(out).flags.writeable)
+        is_part = line.function is op.getitem and not line.args[0].shape and isinstance(out, np.ndarray)
+        shares = line.function in _viewing or is_part or any(np.may_share_memory(out, _value_of(x)) for x in given)
+        self.taken.setdefault(line, shares or not np.asarray(out).flags.writeable)
         return _Traced(self, line, out)
 
     def name(self, x, name):
@@ -2359,29 +2358,24 @@ class _Trace(_Observer):
 
     def new(self, function, args, options, like):
         """A line as it is, or the older one that says the same."""
-        said = [*map(str, _map(lambda x: f"#{id(x)}" if isinstance(x, _Line) else repr(x), (*args, options)))]
+        function = function if function in _spelled else self.line_of(function)  # which may be from outside
+        said = map(repr, (*args, options))
         key = function, like, *(sorted(said) if function in (np.add, np.multiply) else said)
-        if key not in self.lines:
-            self.lines[key] = _Line(function, args, options, like)
-        return self.lines[key]
+        return self.lines.setdefault(key, _Line(function, args, options, like))
 
     def line(self, function, args, options, like):
         """The line of a call, in the simplest form that it has."""
         shape, dtype, _ = like
         x: Any = args[0] if args else None
         # Of an array that says what kind is wanted, this is what counts.
-        args = {_astype: (x, dtype), _add_at: args[:2], _whole: (x, shape, dtype)}.get(function, args)
-        if function is _whole and isinstance(x, _Line):
-            x = self.line(_astype, (x, dtype), {}, (x.shape, dtype, False))
-            function, args = np.broadcast_to, (x, shape)
-        elif function is _whole:
-            args = dtype.type(x), shape, dtype
-        elif function is _astype and x.weak:
+        kind = self.line_of(dtype)
+        args = {_astype: (x, kind), _add_at: (*args[:2], kind), _whole: (x, shape, kind)}.get(function, args)
+        if function is _astype and x.weak:
             function, args = dtype.type, (x,)
         by_order = any(isinstance(a, (_Line, str)) for a in _leaves((args[1:], options)))
-        if isinstance(x, _Line) and x.like[1:] == like[1:] and not by_order:
+        if isinstance(x, _Line) and shape is not None and x.like[1:] == like[1:] and not by_order:
             reduces = function in _reductions and len(args) < 3 and options.keys() <= {"axis", "keepdims"}
-            if function in _reshapes or (reduces and math.prod(x.shape) == math.prod(shape)):
+            if function in _reshapes or (reduces and x.size == math.prod(shape)):
                 function, args, options = _reshape, (x.args[0] if x.function is _reshape else x, *(shape or [()])), {}
             elif function in _transposes:
                 inner, order = x.args if x.function is _transpose else (x, range(x.ndim))
@@ -2392,22 +2386,21 @@ class _Trace(_Observer):
                 axis = {} if len(axes) == x.ndim else {"axis": axes if len(axes) > 1 else axes[0]}
                 args, options = (x,), axis | ({"keepdims": True} if len(shape) == x.ndim else {})
                 if function is np.mean and dtype.char in "fd":
-                    total, count = self.new(np.sum, args, options, like), math.prod(x.shape) // max(math.prod(shape), 1)
-                    function, args, options = np.divide, (total, count), {}
+                    total = self.new(np.sum, args, options, like)
+                    function, args, options = np.divide, (total, x.size // max(total.size, 1)), {}
             if args[0].shape == shape and function in (_reshape, np.broadcast_to, np.positive, np.copy, _astype):
                 return args[0]
-        if function is not np.where and (not isinstance(function, np.ufunc) or function.signature):
-            return self.new(function, args, options, like)
-        args = self.thinned([*args], like)
+        if function is np.where or (isinstance(function, np.ufunc) and not function.signature):
+            args = self.thinned([*args], like)
         # What numbers and signs change nothing, or more simply said.
-        if function is np.add and isinstance(args[1], _Line) and args[1].function is np.negative:
-            return self.line(np.subtract, (args[0], args[1].args[0]), {}, like)
-        a, b = args[::-1] if function is np.multiply and type(args[0]) in _python else (args[0], args[-1])
+        a, b = args[::-1] if function is np.multiply and type(args[0]) in _python else (None, None, *args)[-2:]
+        if function is np.add and isinstance(b, _Line) and b.function is np.negative:
+            return self.line(np.subtract, (a, b.args[0]), {}, like)
         is_neutral = type(b) in _python and b == _neutral.get(function) and math.copysign(1, b) == 1
         if is_neutral and getattr(a, "like", None) == like:
             return a
         if function is np.power and type(b) is int and b == 0 and not like[2]:
-            return self.new(_whole, (dtype.type(1), shape, dtype), {}, like)
+            return self.new(_whole, (1, shape, kind), {}, like)
         return self.new(function, args, options, like)
 
     def thinned(self, args, like):
@@ -2415,12 +2408,12 @@ class _Trace(_Observer):
         for i, a in enumerate(args):
             others = [b for b in (*args[:i], *args[i + 1 :]) if isinstance(b, _Line)]
             while isinstance(a, _Line) and a.function in (_whole, np.broadcast_to, _reshape):
-                thin, shapes = a.args[0], [b.shape or () for b in (*others, a.args[0])]
+                thin = a.dtype.type(a.args[0]) if a.function is _whole else a.args[0]  # a number keeps the dtype
                 ends_alike = a.function is not _reshape or thin.shape == a.shape[a.ndim - thin.ndim :]
-                is_same = a.function is _whole or (ends_alike and thin.like[1:] == a.like[1:])
-                if not is_same or np.broadcast_shapes(*shapes) != like[0]:
+                is_same = ends_alike and (thin.dtype, getattr(thin, "weak", False)) == a.like[1:]
+                if not is_same or np.broadcast_shapes(*[b.shape or () for b in (*others, thin)]) != like[0]:
                     break
-                args[i] = a = a.dtype.type(thin) if a.function is _whole else thin  # a number keeps the dtype
+                args[i] = a = thin
             if isinstance(a, np.floating) and any(b.dtype == a.dtype and not b.weak for b in others):
                 args[i] = int(a) if a and a.is_integer() else a.item()
         return tuple(args)
@@ -2443,35 +2436,26 @@ class _Trace(_Observer):
         return name if self.names[name] == 1 else self.unique(f"{name}_{self.names[name]}")
 
     def show(self, x):
-        """The text of an argument; of slices as they are in brackets, for they are nowhere else."""
+        """The text of an argument."""
         if isinstance(x, (tuple, list)):
             items = "".join([f"{self.show(item)}, " for item in x])
             return f"[{items}]" if isinstance(x, list) else items if slice in map(type, x) else f"({items})"
-        text = self.texts.get(x) if isinstance(x, _Line) else _literal(x)
-        if type(x) is slice and text:
-            return ":".join(["" if part is None else repr(part) for part in (x.start, x.stop, x.step)])
-        if text is None:  # from outside
-            line = x if isinstance(x, _Line) else self.line_of(x)
-            text = self.texts[line] = self.texts.get(line) or self.unique(line.name)
-        return text
+        return self.texts[x] if isinstance(x, _Line) else _literal(x)
 
     def text(self, line):
         """The call of a line, in the texts of its arguments."""
         function, args, options, show = line.function, line.args, line.options, self.show
         of_python = all(a.weak if isinstance(a, _Line) else type(a) in _python for a in args)
-        symbol = _symbols.get(function) if len(args) <= 2 and not options else None
-        if function is np.power and line.dtype.itemsize > 1 and getattr(args[0], "dtype", None) == np.bool:
-            symbol = None  # as NumPy's ** of an array of booleans and an int has another dtype
-        if symbol and (not of_python or (line.weak and symbol in "+-*")):  # else Python's numbers do not do as NumPy's
-            return f"({show(args[0])} {symbol} {show(args[1])})" if len(args) == 2 else f"(-{show(args[0])})"
-        if function is op.getitem:
-            return f"{show(args[0])}[{show(args[1])}]"
+        of_bools = function is np.power and line.dtype.itemsize > 1 and getattr(args[0], "dtype", None) == np.bool
+        # Between Python's numbers, and in powers of booleans, most operators do not do as NumPy's functions.
+        if function in _patterns and not of_bools and (not of_python or (line.weak and function in _of_numbers)):
+            return _patterns[function].format(*map(show, args))
         if function in (_whole, _add_at):
-            c = args[0].item() if function is _whole else 0.0
-            if not line.shape and function is _whole:
-                return f"{show(line.dtype)}({show(c)})"
-            kind = "" if line.dtype == np.float64 else f", {show(line.dtype)}"
-            return f"np.full({line.shape}, {show(c)}{kind})" if c else f"np.zeros({line.shape}{kind})"
+            fill = line.dtype.type(args[0] if function is _whole else 0)
+            if function is _whole and not line.shape:
+                return show(fill)
+            kind = args[2:] if line.dtype != np.float64 else ()
+            function, args = (np.full, (line.shape, fill.item(), *kind)) if fill else (np.zeros, (line.shape, *kind))
         if function is _transpose and args[1] == (*reversed(range(line.ndim)),):
             return f"{show(args[0])}.T"
         is_method = function in _methods and args and isinstance(args[0], _Line) and not args[0].weak
@@ -2483,9 +2467,10 @@ class _Trace(_Observer):
 
     def body(self, results):
         """The statements that compute some lines."""
-        needed = collections.Counter([x for x in results if isinstance(x, _Line)])
+        needed = collections.Counter(results)
         for line in filter(needed.__contains__, reversed(self.lines.values())):
-            needed.update([x for x in _leaves((line.args, line.options)) if isinstance(x, _Line)])
+            needed.update([x for x in _leaves((line.function, line.args, line.options)) if isinstance(x, _Line)])
+        self.texts |= {line: self.unique(line.name) for line in self.outside.values() if line in needed}
         statements, is_back, heading = list[str](), False, iter(["", "# Backward"])
         slopes = [(step, {*parts.values()}) for step, parts in self.slopes.items()]
         steps = {lines.pop(): step for step, lines in reversed(slopes) if len(lines) == 1}  # else they are parts of it
@@ -2504,7 +2489,7 @@ class _Trace(_Observer):
             statements += heading if is_back else []  # the first time
             statements.append(f"{name} = {_plain_text(call)}  # {comment}")
             if line.function is _add_at:
-                values, index = map(self.show, line.args)
+                values, index, _ = map(self.show, line.args)
                 once, at = _is_basic(line.args[1]), index if isinstance(line.args[1], _Line) else f"np.s_[{index}]"
                 added = f"{name}[{index}] = {values}" if once else f"np.add.at({name}, {at}, {values})"
                 statements.append(_plain_text(added))
@@ -2513,19 +2498,17 @@ class _Trace(_Observer):
 
 def _means_the_same(kind):
     """Whether arrays of a kind are NumPy's: a subclass may be made and shown otherwise, but has no operators anew."""
-    bases = kind.__mro__[: kind.__mro__.index(np.ndarray)] if issubclass(kind, np.ndarray) else ()
-    new = {name for base in bases if base is not np.memmap for name in vars(base)} & vars(np.ndarray).keys()
-    return issubclass(kind, (np.ndarray, np.generic, Tensor)) and new <= _made_and_shown
+    new = {name for base in {*kind.__mro__} - {*np.memmap.__mro__} for name in vars(base)} & vars(np.ndarray).keys()
+    return issubclass(kind, np.ndarray) and new <= _made_and_shown
 
 
 def _argument(x):
     """An argument as generated functions take it: arrays as NumPy's, numbers as scalars, other things as they are."""
-    if not hasattr(type(x), "__array__"):
-        return x
-    value, way = _as_value(_value_of(x))[()], ".to_numpy()" if hasattr(x, "to_numpy") else "np.asarray() of it"
-    what = f"jit() takes NumPy's arrays, and functions may do something else with a {type(x).__name__}: give it {way}"
-    _check(_means_the_same(type(x)) or _is_foreign(x), what, TypeError)
-    return value
+    value = _as_value(_value_of(x))[()] if hasattr(type(x), "__array__") else x
+    if value is x or isinstance(x, (np.generic, Tensor)) or _means_the_same(type(x)) or _is_foreign(x):
+        return value
+    way = ".to_numpy()" if hasattr(x, "to_numpy") else "np.asarray() of it"
+    raise TypeError(f"jit() takes NumPy's arrays, and f may do something else with a {type(x).__name__}: give it {way}")
 
 
 def _signature(x):
@@ -2610,10 +2593,10 @@ def _generate(f, args, options):
             return f"({p} := {p}[()] if {p}.__class__ is _array else {p}).__class__ is {bind(type(x))}"
         return f"{p}.__class__ is float" if type(x) is float else f"_signature({p}) == {bind(_signature(x))}"
 
-    checks = " and ".join(["not _rest", *map(check, parameters, given)])
     trace.texts |= {x: f"({trace.texts[x]}).__array__()" for x in arrays if x.shape == ()}
     returned = trace.show(out) if _is_tuples(out) else f"_filled({bind(out)}, iter({trace.show(results)}))"
     ways = [*[f"{p}=NotImplemented" for p in parameters], "*_rest", "_known=False"]
+    checks = " and ".join(["not _rest", *map(check, parameters, given)])
     guard = f"if not (_known or {checks}): return NotImplemented"
     run = _function_text(name, ways, [guard, *inside, f"return {returned}"])
     return f"import numpy as np\n\n\n{text}", lower, _defined(name, run, scope)
