@@ -1329,9 +1329,10 @@ def _tensordot_vjp(i, g, _out, a, b, axes=2):
     return part.transpose(sorted(range(part.ndim), key=order.__getitem__))
 
 
-def _mirrored(x):
-    """The symmetric matrix that has the lower triangle of x."""
-    return np.where(np.tri(x.shape[-1], dtype=bool), x, _mT(x))
+def _mirrored(x, UPLO="L"):
+    """The symmetric matrix that has the lower triangle of x, or the upper one."""
+    lower = np.tri(x.shape[-1], dtype=bool)
+    return np.where(lower if UPLO in "lL" else lower.T, x, _mT(x))
 
 
 def _over_gap(x, gap, turn):
@@ -1339,12 +1340,12 @@ def _over_gap(x, gap, turn):
     return x / np.where((turn == 0).all((-2, -1), keepdims=True) & (gap == 0), math.inf, gap)
 
 
-def _uv_vjp(g, out, _a):
+def _uv_vjp(g, out, _a, _triangle=None):
     """Townsend, 2016, "Differentiating the singular value decomposition", of U, V and a row of the values in one array.
 
     His 2 / (t**2 - s**2) is split in two: 1 / (t - s) for what turns left and right vectors alike, 1 / (t + s) for what
     turns them apart. Without V it is the rule of eigh, whose U is V (Giles, 2008, "An extended collection of matrix
-    derivative results"): symmetric, as the matrix is. Equal values have any vectors of a space, and so has 0: there it
+    derivative results"). Equal values have any vectors of a space, and so has 0: there it
     is exact for functions of the values alone, and nan or infinite for others, as in PyTorch and autograd.
     """
     (m, n), eye = _a.shape[-2:], np.eye(out.shape[-1], dtype=bool)
@@ -1440,11 +1441,11 @@ _padded = defvjp(lambda array, width, value: np.pad(array, width, constant_value
                      np.broadcast_to(width, (g.ndim, 2)).tolist(), _array.shape, strict=True)])], None)
 _difference = defvjp(lambda a, axis: np.diff(a, 1, axis),
                      lambda g, _, _a, axis: -np.diff(g, 1, axis, g.dtype.type(0), g.dtype.type(0)))
-# Seeger et al., 2017, "Auto-differentiating linear algebra": symmetric, as the matrix is.
+# Seeger et al., 2017, "Auto-differentiating linear algebra", for a symmetric matrix.
 _cholesky = defvjp(functools.partial(np.linalg.cholesky, upper=False),  # which no library takes for the upper one
                    lambda g, out, _a: _mT(x := np.linalg.inv(out)) @ _mirrored(_mT(out) @ g) @ x / 2)
 # A rule is of one result: all matrices, one below the other, or Q, as R follows from it (Seeger et al., 2017).
-_vw = defvjp(lambda a: np.concatenate([(x := np.linalg.eigh(a))[1], x[0][..., None, :]], -2), _uv_vjp)
+_vw = defvjp(lambda a, UPLO: np.concatenate([(x := np.linalg.eigh(a, UPLO))[1], x[0][..., None, :]], -2), _uv_vjp, None)
 _uvs = defvjp(lambda a: np.concatenate([(x := np.linalg.svd(a, False))[0], _mT(x[2]), x[1][..., None, :]], -2), _uv_vjp)
 _q = defvjp(lambda a: np.linalg.qr(a)[0], lambda g, q, a: (g - q @ _mirrored(_mT(g) @ q)) @ np.linalg.inv(_mT(a) @ q))
 _constant_lstsq = defvjp(lambda a, b: np.linalg.lstsq(a, b), None)
@@ -1712,10 +1713,11 @@ for names, expression in {
     "dot": lambda a, b: a @ b if np.ndim(a) and 0 < np.ndim(b) < 3 else (
         np.tensordot(a, b, (-1, -2) if np.ndim(a) and np.ndim(b) else 0)),
     "linalg.slogdet": lambda a: np.linalg.slogdet(np.eye(1))._replace(sign=_sign_of_det(a), logabsdet=_log_of_det(a)),
-    "linalg.eigh": lambda a: _filled(np.linalg.eigh(np.eye(1)), [(vw := _vw(a))[..., -1, :], vw[..., :-1, :]]),
+    "linalg.eigh": lambda a, UPLO="L": _filled(np.linalg.eigh(np.eye(1)), [
+        (vw := _vw(_mirrored(a, UPLO), UPLO))[..., -1, :], vw[..., :-1, :]]),
     "linalg.qr": lambda a: _filled(np.linalg.qr(np.eye(1)), [q := _q(a[..., : a.shape[-2:][0]]), np.triu(_mT(q) @ a)]),
-    "linalg.eigvalsh": lambda a: _vw(a)[..., -1, :], "linalg.cholesky": _cholesky, "linalg.lstsq": _lstsq,
-    "linalg.svd": _svd, "ndim shape size": None,
+    "linalg.eigvalsh": lambda a, UPLO="L": np.linalg.eigh(a, UPLO)[0], "linalg.svd": _svd, "linalg.lstsq": _lstsq,
+    "linalg.cholesky": lambda a: _cholesky(_mirrored(a)), "ndim shape size": None,
     "ptp": lambda a, axis=None, *, keepdims=False: a.max(axis, keepdims=keepdims) - a.min(axis, keepdims=keepdims),
     "column_stack": lambda tup: np.concatenate([a if np.ndim(a) > 1 else np.reshape(a, (-1, 1)) for a in tup], 1),
     # Functions whose values come from NumPy, or that pick from their arguments.
@@ -1799,8 +1801,8 @@ class _Call:
 
     def value_and_gradient(self):
         """What ``value_and_grad`` returns."""
-        if getattr(self.out, "size", 0) != 1:
-            got = f"shape {self.out.shape}" if isinstance(self.out, Tensor) else self.out
+        if getattr(self.out, "size", 0) != 1 or self.out.dtype == bool:
+            got = f"{self.out.dtype} of shape {self.out.shape}" if isinstance(self.out, Tensor) else self.out
             raise ValueError(f"gradients need an f that returns one number, not {got}: .sum() it, or take jacobian()")
         gradients = self.gradients(self.out._node, _one(_as_array(self.out._value)))
         return self.finished(self.out), _filled(self.chosen, map(self.finished, gradients))
