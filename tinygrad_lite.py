@@ -1282,9 +1282,8 @@ def _var_vjp(g, _out, a, axis=None, *, ddof=0, keepdims=False):
 
 def _length_vjp(g, out, x, p, axis, keepdims):
     """Of the norm of vectors, or of all elements as one: p is None for the 2-norm."""
-    share = x / _spread(_nonzero(out, math.inf), out, x, axis)
-    share = share if p is None else np.sign(share) * np.abs(_nonzero(share)) ** (float(p) - 1)
-    return share * _spread(g, out, x, axis)
+    norm, g = _spread(_nonzero(out, math.inf), out, x, axis), _spread(g, out, x, axis)
+    return x / norm * g if p is None else np.sign(x) * np.abs(_nonzero(x / norm)) ** (float(p) - 1) * g
 
 
 def _columns(x, like):
