@@ -2,6 +2,7 @@
 
     uv run --group bench benchmarks/peers.py
     uv run --group bench benchmarks/peers.py --workloads 1 3 --repeats 7
+    uv run --group bench benchmarks/peers.py --functions
 
 Each program has a process of its own, and these take turns, so that all meet the same machine. Their results are
 compared before anything is timed. A table shows the median time of a run, also as a multiple of that of NumPy code
@@ -689,17 +690,63 @@ def circumstances(programs: list[str]) -> dict[str, Any]:
     }
 
 
+# --- Function by function ---------------------------------------------------------------------------------------------
+# The gradient of the sum of what a function returns, times constants; in one process, the two engines by turns.
+
+FUNCTIONS: dict[str, Callable] = {
+    "np.exp(x)": lambda xp, x: xp.exp(x),
+    "np.sum(x, axis=0)": lambda xp, x: xp.sum(x, axis=0),
+    "np.mean(x)": lambda xp, x: xp.mean(x),
+    "np.dot(x, x.T)": lambda xp, x: xp.dot(x, x.T),
+    "np.max(x, axis=0)": lambda xp, x: xp.max(x, axis=0),
+    "np.where(x > 1, x, 2 * x)": lambda xp, x: xp.where(x > 1, x, 2 * x),
+    "np.concatenate([x, 2 * x])": lambda xp, x: xp.concatenate([x, 2 * x]),
+    "np.reshape(x, -1)": lambda xp, x: xp.reshape(x, -1),
+    "x[0]": lambda xp, x: x[0],
+    "np.linalg.norm(x)": lambda xp, x: xp.linalg.norm(x),
+}
+
+
+def function_times(f: Callable, n: int, repeats: int) -> list[float]:
+    """The seconds that a gradient with respect to n x n numbers takes here, and in HIPS autograd."""
+    import autograd  # type: ignore[import-not-found]
+    import autograd.numpy
+
+    rng = np.random.default_rng(0)
+    x = rng.uniform(0.5, 1.5, (n, n))
+    weights = rng.uniform(0.5, 1.5, np.shape(f(np, x)))
+    here = tinygrad_lite.grad(lambda x: np.sum(f(np, x) * weights))
+    there = autograd.grad(lambda x: autograd.numpy.sum(f(autograd.numpy, x) * weights))
+    np.testing.assert_allclose(here(x), there(x), rtol=1e-12)
+    timers = [timeit.Timer(lambda gradient=gradient: gradient(x)) for gradient in (here, there)]
+    number = max(1, int(TURN / timers[0].timeit(1)))
+    turns = [[timer.timeit(number) / number for timer in timers] for _ in range(repeats)]
+    return [min(seconds) for seconds in zip(*turns, strict=True)]
+
+
+def function_table(repeats: int) -> str:
+    lines = ["| gradient of | 6 x 6 | autograd | 300 x 300 | autograd |", "| --- | --- | --- | --- | --- |"]
+    for name, f in FUNCTIONS.items():
+        pairs = [function_times(f, n, repeats) for n in (6, 300)]
+        cells = [cell for here, there in pairs for cell in (quantity(here, "s"), f"{there / here:.2f}")]
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     numbers = sorted({workload.number for workload in WORKLOADS.values()} | {IMPORT_NUMBER})
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--workloads", type=int, nargs="+", choices=numbers, default=numbers, help="by number")
     parser.add_argument("--repeats", type=int, default=15, help="turns of each program (%(default)s)")
     parser.add_argument("--patience", type=float, default=60, help="seconds for a first run (%(default)s)")
+    parser.add_argument("--functions", action="store_true", help="ten functions beside autograd, and nothing else")
     parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
         return serve(*options.serve, options.patience)
 
+    if options.functions:
+        return print(function_table(options.repeats))
     here = [p for p, module in MODULES.items() if importlib.util.find_spec(module.split(".")[0])]
     results = {**circumstances(here), "workloads": {}}
     for name, workload in WORKLOADS.items():
