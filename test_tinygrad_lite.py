@@ -2302,6 +2302,60 @@ def test_large_arrays_that_no_rule_reads_are_not_kept():
     assert w.grad == pytest.approx(2 * math.tanh(2) / math.cosh(2) ** 2, rel=1e-12)
 
 
+def test_gradients_of_elements_add_up_in_one_array_however_often_an_array_is_indexed(monkeypatch):
+    x, weights = np.random.default_rng(0).normal(size=(2, 60, 5))
+    made, zeros = [], np.zeros
+    monkeypatch.setattr(np, "zeros", lambda shape, *rest: made.append(shape) or zeros(shape, *rest))
+
+    def f(x: Any) -> Any:  # a recurrent network reads its steps so
+        pairs = [(x[i] * weights[i], x[i, 1:3] * x[[i, i], 0]) for i in range(60)]
+        return sum([np.sum(a) + np.sum(b) for a, b in pairs]) + np.sum(x * x)
+
+    gradient = grad(f)(x)
+    assert made == [(60, 5)]
+    expected = weights + 2 * x
+    expected[:, 0] += x[:, 1:3].sum(1)
+    expected[:, 1:3] += x[:, :1]
+    np.testing.assert_allclose(gradient, expected, rtol=1e-13)
+    with forgetful():  # and what is recorded for a second time has the same to say
+        np.testing.assert_allclose(grad(lambda x: np.sum(grad(f)(x) * weights))(x), second_by_hand(weights), rtol=1e-12)
+
+
+def second_by_hand(v: Any) -> Any:
+    out = 2 * v
+    out[:, 0] += v[:, 1:3].sum(1)
+    out[:, 1:3] += v[:, :1]
+    return out
+
+
+def test_gradients_of_elements_and_of_whole_arrays_add_up_in_either_order_and_over_calls():
+    x, lazy = np.random.default_rng(0).normal(size=(3, 4)), da.ones((3, 4), chunks=2) * 3
+    t = leaf(x)
+    for f in (lambda t: np.sum(t[1] * 2) + np.sum(t * t), lambda t: np.sum(t * t) + np.sum(t[1] * 2)):
+        t.grad = None
+        for times in (1, 2):
+            f(t).backward()
+            expected = 2 * x
+            expected[1] += 2
+            np.testing.assert_allclose(t.grad, times * expected)
+    for f in (lambda t: np.sum(t[1] * 2) + np.sum(t * lazy), lambda t: np.sum(t * lazy) + np.sum(t[1] * 2)):
+        with nothing_is_fetched():
+            gradient = grad(f)(x)
+        np.testing.assert_array_equal(gradient, [[3.0] * 4, [5.0] * 4, [3.0] * 4])
+
+
+def test_gradients_that_are_views_of_what_nobody_else_has_are_not_copied_and_others_are():
+    x, constant, y = np.ones((2, 3)), np.full((3, 2), 2.0), np.ones(6)
+    turned = grad(lambda x: np.sum(x.T * constant))(x)
+    assert turned.base is not None
+    turned += 1.0
+    np.testing.assert_array_equal(constant, 2.0)
+    of_x, of_y = grad(lambda x, y: np.sum((np.reshape(x, 6) + y) ** 2), (0, 1))(x, y)
+    assert not np.shares_memory(of_x, of_y)
+    first = grad(lambda x: np.sum(x[0] * 3.0))(np.ones((1000, 2)))  # a large array is not kept for a small view
+    assert first.base is None
+
+
 def test_gradients_shared_by_two_leaves_are_arrays_of_their_own():
     x, y, g = leaf([1.0, 2.0]), leaf([3.0, 4.0]), np.array([1.0, 1.0])
     (x + y).backward(g)

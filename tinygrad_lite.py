@@ -1244,7 +1244,9 @@ class _Placed:
     def __pos__(self):
         out = np.zeros(self.shape, self.dtype)
         for g, index in self.parts:
-            if _is_basic(index):
+            if index is ...:
+                out = out + g  # of another library perhaps
+            elif _is_basic(index):
                 out[index] += g
             else:
                 np.add.at(out, index, g)
