@@ -365,6 +365,8 @@ CATALOGUE |= {
     "diff": [
         *[Call(A(5)), Call(X), Call(X, 1, 0), Call(X, n=2, axis=-1), Own(X, 0), Own(A(4), 4)],
         Own(N, n=2, axis=-2),
+        *[Own(V, prepend=0.5), Own(X, 1, 0, prepend=2, append=1.0), Own(X, n=2, append=A(2, 2))],
+        *[Own(X, 2, -1, A(2, 1)), Own(A(0), prepend=1.0), Own(A(1), 1), Own(A(0, 2), 1, 0), Own(INTS, prepend=A(2, 1))],
     ],
     # What leaves nan out.
     **{name: [*reduction(Own), Own(W, 0), Own(W), Own(W, 1, keepdims=True)] for name in ("nansum", "nanmean")},
@@ -515,6 +517,7 @@ CATALOGUE |= {
     ],
     "pad": [
         *[Own(X, 1), Own(X, (1, 2)), Own(X, ((0, 1), (2, 0))), Call(V, 2, "constant"), Own(V, pad_width=1)],
+        *[Own(X, 1, constant_values=2.5), Own(V, (2, 1), constant_values=(1, -1)), Own(X, 0), Own(S, 1), Own(A(0), 2)],
         *[Own(X, 1, mode) for mode in ("edge", "reflect", "symmetric", "wrap")],
         *[Own(A(3, 4), pad_width=((2, 1), (1, 3)), mode=mode) for mode in ("edge", "reflect", "symmetric", "wrap")],
     ],
@@ -543,7 +546,7 @@ CATALOGUE |= {
     "column_stack": [Call([V, V]), Call([V, A(3, 2)]), Own([V, [1, 2, 3]]), Own((S, S)), Own([INTS, X])],
     "split": [
         *[Own(A(4), 2), Own(A(4), [1, 3]), Own(A(2, 4), 2, 1), Own(X, indices_or_sections=[1], axis=-1), Own(V, 1)],
-        *[Own(A(4), [0, 0, 2, 9]), Own(N, (1,), 1)],
+        *[Own(A(4), [0, 0, 2, 9]), Own(N, (1,), 1), Own(A(4), [3, 1]), Own(A(4), [-1]), Own(A(0), 1)],
     ],
     "array_split": [
         *[Own(A(5), 2), Own(A(5), [1, 3]), Own(A(2, 5), 3, 1), Own(X, indices_or_sections=2, axis=-1), Own(V, 5)],
@@ -1323,8 +1326,7 @@ def test_arguments_by_position_by_keyword_and_with_defaults_give_the_same(name):
         }
         if all(kind != inspect.Parameter.VAR_POSITIONAL for kind in kinds.values()):
             rest = [x for key, x in bound.arguments.items() if kinds[key] == inspect.Parameter.POSITIONAL_ONLY]
-            only = {key: x for key, x in bound.arguments.items() if kinds[key] == inspect.Parameter.KEYWORD_ONLY}
-            ways = [type(call)(*bound.args, **bound.kwargs), type(call)(*rest, **by_keyword, **only)]
+            ways = [type(call)(*bound.args, **bound.kwargs), type(call)(*rest, **(bound.kwargs | by_keyword))]
         else:
             ways = [type(call)(*bound.args, **bound.kwargs)]
         bound.apply_defaults()
