@@ -1326,7 +1326,7 @@ def test_arguments_by_position_by_keyword_and_with_defaults_give_the_same(name):
         }
         if all(kind != inspect.Parameter.VAR_POSITIONAL for kind in kinds.values()):
             rest = [x for key, x in bound.arguments.items() if kinds[key] == inspect.Parameter.POSITIONAL_ONLY]
-            ways = [type(call)(*bound.args, **bound.kwargs), type(call)(*rest, **(bound.kwargs | by_keyword))]
+            ways = [type(call)(*bound.args, **bound.kwargs), type(call)(*rest, **(by_keyword | bound.kwargs))]
         else:
             ways = [type(call)(*bound.args, **bound.kwargs)]
         bound.apply_defaults()
