@@ -1907,7 +1907,7 @@ def test_of_equal_eigenvalues_functions_of_the_values_are_exact_and_those_of_the
     eye, weights = np.eye(3), np.arange(9.0).reshape(3, 3)
 
     def root(a: Any) -> Any:  # which has a gradient, but no formula with vectors gives it where eigenvalues are equal
-        values, vectors = np.linalg.eigh(a)
+        values, vectors = np.linalg.eigh((a + a.T) / 2)
         return np.sum(vectors * np.sqrt(values) @ vectors.T * weights)
 
     np.testing.assert_array_equal(grad(lambda a: np.sum(np.linalg.eigvalsh(a) ** 3))(2 * eye), 12 * eye)
@@ -1915,11 +1915,11 @@ def test_of_equal_eigenvalues_functions_of_the_values_are_exact_and_those_of_the
     np.testing.assert_array_equal(grad(lambda a: np.linalg.norm(a, "nuc"))(eye), eye)
     np.testing.assert_allclose(grad(lambda a: np.linalg.norm(a, 2))(eye), eye / 3)  # in equal shares, as of max
     np.testing.assert_allclose(grad(lambda a: np.linalg.norm(a[:, :2], "nuc"))(np.ones((3, 3))).sum(), 6**0.5)
-    distinct = np.diag([1.0, 4.0, 9.0])
-    np.testing.assert_allclose(grad(root)(distinct), (weights + weights.T) / 2 / np.add.outer([1, 2, 3], [1, 2, 3]))
+    distinct, expected = np.diag([1.0, 4.0, 9.0]), (weights + weights.T) / 2 / np.add.outer([1, 2, 3], [1, 2, 3])
+    np.testing.assert_allclose(grad(root)(distinct), expected)
     with np.errstate(all="ignore"):
         assert not np.isfinite(grad(root)(eye)).any()
-        assert not np.isfinite(hessian(lambda a: np.sum(np.linalg.eigvalsh(a) ** 3))(eye)).any()
+        assert not np.isfinite(hessian(lambda a: np.sum(np.linalg.eigvalsh((a + a.T) / 2) ** 3))(eye)).any()
         assert not np.isfinite(grad(lambda a: np.sum(np.linalg.svd(a)[0] * weights))(eye)).any()
         null = grad(lambda a: np.sum(np.linalg.svd(a, full_matrices=False)[0] ** 3))(np.eye(3, 2) * [1, 0])
         assert not np.isfinite(null).any()
@@ -6311,8 +6311,7 @@ ERRORS: list[tuple[str, Any, type[Exception], str]] = [
     ("order", lambda: np.copy(leaf(np.ones(6)), "F"), TypeError, r"np\.copy.* takes no order: say it"),
     ("no result", lambda: grad(lambda x: None)(1.0), TypeError, r"not None: is a value or a return missing"),
     ("two results", lambda: grad(lambda x: (x, x))(1.0), ValueError, r"returns one number, not \(Tensor"),
-    ("several", lambda: grad(lambda x: x)(np.ones(3)), ValueError, r"not float64 of shape \(3,\): \.sum\(\) it"),
-    ("a boolean", lambda: grad(lambda x: np.allclose(x, x))(1.0), ValueError, r"one number, not bool of shape \(\)"),
+    ("several", lambda: grad(lambda x: x)(np.ones(3)), ValueError, r"one number, not shape \(3,\): \.sum\(\) it"),
     ("boolean argument", lambda: grad(lambda x: x * 2)(True), TypeError, r"bool data cannot require gradients: .*3\.0"),
     ("integer leaf", lambda: Tensor(3, requires_grad=True), TypeError, r"int64 data cannot require gradients: .*3\.0"),
     ("argnums twice", lambda: grad(lambda x, y: x * y, (0, -2))(1.0, 2.0), ValueError, r"among 2 .*, not \(0, -2\)"),
