@@ -126,8 +126,7 @@ def _as_value(data):
     is_array = hasattr(type(data), "__array_function__") and hasattr(type(data), "__array_ufunc__")
     # Only a subclass is asked, because NumPy imports its ma when somebody names it.
     if isinstance(data, np.ndarray) and type(data) is not np.ndarray:
-        what = "a Tensor of a masked array would lose the mask: fill it first, with data.filled(value)"
-        _check(not isinstance(data, np.ma.MaskedArray), what, TypeError)
+        _check(not isinstance(data, np.ma.MaskedArray), "a Tensor has no mask: give data.filled(value)", TypeError)
         what = "a Tensor of an np.matrix would multiply elementwise: give np.asarray(matrix), and @ for its products"
         _check(not isinstance(data, np.matrix), what, TypeError)
     value = data if is_array and not isinstance(data, (np.ndarray, Tensor)) else np.asarray(data)
@@ -344,6 +343,12 @@ class Tensor(_Anything):
         """The same value in another place of the graph."""
         return _wrap(self._value, node)
 
+    def _fitted(self, given, what, is_open=False, **casting):
+        """What the user gives for this Tensor: of its shape, and cast to its dtype. If open, a Tensor stays one."""
+        value = given if is_open and isinstance(given, Tensor) else _as_value(given)
+        _check(value.shape == self.shape, f"{what} must have the shape {self.shape} of the Tensor, not {value.shape}")
+        return value.astype(self.dtype, **casting)
+
     @property
     def data(self) -> Any:
         """The array, for a number a 0-d array. May be replaced by one of the same shape, and is then cast to ``dtype``.
@@ -364,9 +369,7 @@ class Tensor(_Anything):
     @data.setter
     def data(self, data: Any) -> None:
         _seen(self, "setting .data")
-        value, shape = _as_value(data), self.shape
-        _check(value.shape == shape, f".data of shape {shape} cannot become shape {value.shape}: make a new Tensor")
-        self._value = value.astype(self.dtype, casting="same_kind", copy=False)
+        self._value = self._fitted(data, ".data", casting="same_kind", copy=False)
 
     @property
     def requires_grad(self) -> bool:
@@ -412,9 +415,7 @@ class Tensor(_Anything):
         node = getattr(self, "_leaf", None)
         if gradient is not None:
             _check(self._node and self._node is node, ".grad can be set on leaves that require gradients only")
-            is_open, shape = isinstance(gradient, Tensor) and gradient.requires_grad, self.shape
-            gradient = (gradient if is_open else _as_value(gradient)).astype(self.dtype)
-            _check(gradient.shape == shape, f".grad of a Tensor of shape {shape} cannot have shape {gradient.shape}")
+            gradient = self._fitted(gradient, ".grad", getattr(gradient, "requires_grad", False))
         if node:
             node[2][0] = gradient
 
@@ -448,9 +449,7 @@ class Tensor(_Anything):
             return _set("recording", True)(self.backward)(gradient, create_graph)
         value = _as_array(self._value)
         if gradient is not None:
-            gradient = gradient if isinstance(gradient, Tensor) and create_graph else _as_value(gradient)
-            _check(gradient.shape == value.shape, f"backward() of shape {value.shape} got {gradient.shape}")
-            gradient = gradient.astype(value.dtype)
+            gradient = self._fitted(gradient, "the gradient of backward()", create_graph)
         elif value.size != 1:
             raise ValueError(f"backward() of shape {value.shape} needs a gradient: .sum() it first, or give one")
         gradients, leaves = _backward(self._node, _one(value) if gradient is None else gradient, create_graph)
