@@ -808,13 +808,11 @@ def _leaves(tree):
     return [leaf for x in items for leaf in (_leaves(x) if isinstance(x, _structures) else (x,))]
 
 
-def _map(function, tree):
-    """The function of every leaf of nested tuples, lists and dicts, in the same structure."""
+def _map(f, tree):
+    """The f of every leaf of nested tuples, lists and dicts, in the same structure."""
     if not isinstance(tree, _structures):
-        return function(tree)
-    items: Any = [_map(function, x) for x in (tree.values() if isinstance(tree, dict) else tree)]
-    if isinstance(tree, dict):
-        items = dict(zip(tree, items, strict=True))
+        return f(tree)
+    items: Any = {key: _map(f, x) for key, x in tree.items()} if isinstance(tree, dict) else [_map(f, x) for x in tree]
     return items if type(tree) in (dict, list) else tuple(items) if type(tree) is tuple else _of_type(tree, items)
 
 
@@ -917,8 +915,8 @@ class _Function(_Row):
         if out.__class__ is Tensor or not (hasattr(out, "dtype") or out.__class__ is float):
             raise TypeError(f"{_name(self.function)} gave a {type(out).__name__}: it must make one array of arrays")
         if not isinstance(self.function, np.ufunc):
-            of_arrays = [np.asarray(x) if isinstance(x, list) else x for x in values[: len(self.vjps)]]
-            values = tuple(map(_as_array, (*of_arrays, *values[len(self.vjps) :])))
+            arrays = [_as_array(np.asarray(x) if isinstance(x, list) else x) for x in values[: len(self.vjps)]]
+            values = (*arrays, *values[len(arrays) :])
         tensor, kept = super().result(order, nodes, values, out, options), (out, *values)
         if tensor._node and any(x.__class__ is _ndarray and x.size >= _LARGE for x in kept):
             vjps = [] if self.linear else [self.vjps[i] for i, node in enumerate(nodes) if node]
@@ -995,20 +993,17 @@ def _sigmoid(x):
     return np.where(np.less(x, 0), small, 1) / (1 + small)
 
 
-def _clipped(t, min=None, max=None):
-    """The values limited to [min, max]; None is no limit."""
-    return _apply(np.clip, (t, min, max), {})
-
-
 def _by_axis(function):
     """A method that takes lengths or axes also one by one: ``t.reshape(2, -1)`` as ``t.reshape((2, -1))``."""
     call = _method(function)
-    return functools.wraps(call)(
-        lambda t, *to, **order: call(t, to[0] if len(to) == 1 and hasattr(to[0], "__len__") else to or None, **order)
-    )
+    return lambda t, *to, **order: call(t, to[0] if len(to) == 1 and hasattr(to[0], "__len__") else to or None, **order)
 
 
-_no_writing = "a Tensor cannot be written to: make a new one with np.where, np.concatenate, np.stack or np.sort"
+def _written(t, *_, **options):
+    """An error: NumPy writes into its arrays here, and a Tensor's values stay what operations have seen."""
+    raise TypeError("a Tensor cannot be written to: make a new one with np.where, np.concatenate, np.stack or np.sort")
+
+
 _own_methods = """abs all any argmax argmin argpartition argsort conj conjugate copy cos cumprod cumsum diagonal dot max
     min prod ravel repeat round searchsorted sin sqrt squeeze std swapaxes take tan trace var"""
 # fmt: off
@@ -1016,7 +1011,6 @@ for attribute, method in {
     # Methods that are NumPy's functions, and operators that are without a gradient but for %.
     **{name: _method(getattr(np, name)) for name in _own_methods.split()},
     "astype": _method(_astype), "sigmoid": _method(_sigmoid), "__invert__": _method(np.invert),
-    "clip": _clipped, "reshape": _by_axis(np.reshape), "transpose": _by_axis(np.transpose),
     **{f"__{side}{name}__": method for name, function in {
        "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal,
        "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor, "mod": np.mod, "floordiv": np.floor_divide
@@ -1024,12 +1018,11 @@ for attribute, method in {
        if hasattr(int, f"__{side}{name}__")},
     "flatten": lambda t, order="C": (+t).ravel(order=order), "nbytes": property(lambda t: t.size * t.dtype.itemsize),
     "real": property(_method(np.real)), "imag": property(_method(np.imag)), "__round__": _method(np.round),
-    "sort": lambda t, *_, **options: _check(False, _no_writing, TypeError), "tolist": lambda t: np.asarray(t).tolist(),
-    # Axes and elements.
-    "T": property(lambda t: t.transpose(), doc="The Tensor with its axes in reversed order."),
-    "__len__": lambda t: len(t._value if t.ndim else np.array(0)),  # of which NumPy says that it has none
+    # Axes and elements. (Of a number NumPy says that it has no length.)
+    "reshape": _by_axis(np.reshape), "transpose": _by_axis(np.transpose), "T": property(lambda t: t.transpose()),
+    "__len__": lambda t: len(t._value if t.ndim else np.array(0)), "tolist": lambda t: np.asarray(t).tolist(),
     "__iter__": lambda t: (t[i] for i in range(len(t))), "__getitem__": lambda t, i: _apply(op.getitem, (t, i), {}),
-    "__setitem__": lambda t, index, value: _check(False, _no_writing, TypeError),
+    "__setitem__": _written, "sort": _written, "clip": lambda t, min=None, max=None: _apply(np.clip, (t, min, max), {}),
     # What Python makes of a Tensor.
     "__bool__": lambda t: bool(_seen(t, "bool()")._value), "__index__": lambda t: op.index(_seen(t, "an index")._value),
     **{f"__{n.__name__}__": lambda t, n=n: n(_without_graph(t, "a Python number")) for n in (int, float)},
