@@ -195,8 +195,7 @@ class _Row:
 
     def result(self, order, nodes, values, out, options=None):
         """The Tensor of a result, with a node if an argument has one and the result is of floats."""
-        if out.__class__ is not float and not isinstance(out, Tensor):
-            out = _as_value(out)
+        out = out if out.__class__ is float or isinstance(out, Tensor) else _as_value(out)
         recorded = self.vjps and any(nodes) and (out.__class__ is float or out.dtype.kind == "f")
         return _wrap(out, (order, self, nodes, values, out, options) if recorded else None)
 
@@ -270,14 +269,13 @@ def _operator(function, compute) -> tuple[Callable[[Any, Any], Tensor], Callable
 
     Python's own operator computes the value: on NumPy scalars it is many times faster than the ufunc.
     """
-    row = _row(function)
 
     def careful(x, y):  # of a Python float and Python's numbers with NumPy's arithmetic, but to a Python float again
         is_weak = x.__class__ in _python and y.__class__ in _python and float in (x.__class__, y.__class__)
         out = compute(_float64(x) if is_weak else x, y)
         return float(out) if is_weak and out.__class__ is _float64 else out
 
-    forward = _binary(row, compute, careful)
+    forward = _binary(_row(function), compute, careful)
     return forward, lambda y, x: forward(x, y)
 
 
@@ -330,13 +328,11 @@ class Tensor(_Anything):
     """
 
     __slots__ = ("__weakref__", "_leaf", "_node", "_value")
-    __hash__ = object.__hash__
     __array_priority__ = __pandas_priority__ = 5000  # array * Tensor and Series * Tensor are the Tensor's business
 
     def __init__(self, data: Any, requires_grad: bool = False, dtype: Any = None):
         self._value = _as_value(data if dtype is None else _as_value(data).astype(dtype, copy=False))
         self._node: Any = None  # None for a constant
-        self._leaf: Any = None  # of a leaf its node, also while requires_grad is switched off
         self.requires_grad = requires_grad
 
     def _at(self, node):
@@ -387,7 +383,8 @@ class Tensor(_Anything):
         if required:
             advice = "give floats, with 3.0, .astype(float) or dtype=float"
             _check(self.dtype.kind == "f", f"{self.dtype} data cannot require gradients: {advice}", TypeError)
-            self._leaf = getattr(self, "_leaf", None) or (_next_order(), None, [None])
+            # Of a leaf its node, also while requires_grad is switched off.
+            self._leaf: Any = getattr(self, "_leaf", None) or (_next_order(), None, [None])
         self._node = self._leaf if required else None
 
     @property
@@ -823,9 +820,9 @@ def _of_type(tree, items):
         return getattr(kind, "_make", kind)(items)
     if isinstance(tree, dict) and op.attrgetter("__or__")(kind) is not dict.__or__:
         return tree | items  # an OrderedDict and the like stays one
-    base: Any = dict if isinstance(tree, dict) else list
+    base: Any = type(items)
     new = base.__new__(kind)
-    (dict.update if base is dict else list.extend)(new, items)
+    base.__init__(new, items)
     if kind.__dictoffset__ and vars(tree) is tree:  # items that are attributes, too
         new.__dict__ = new
     return new
@@ -956,10 +953,9 @@ def _as_tensor(x):
 def _without_graph(tensor, what):
     """The value of a Tensor that Python takes as something else, which would lose a gradient without a word."""
     value = _seen(tensor, what)._value
-    what = f"a Tensor that requires gradients would lose them as {what}: write .item() or .detach() to do without"
-    instead = "np.stack([t, u]) for np.array([t, u]), of rows np.stack([np.stack([...]), ...]), X @ t for X.dot(t)"
-    advice = f"np. functions for math's, {instead}, Tensor(df) @ t for df @ t, t for Tensor(t)"
-    _check(tensor._node is None, f"{what}, {advice}", TypeError)
+    what = f"a Tensor with gradients would lose them as {what}: write .item() or .detach() if it may, t for Tensor(t)"
+    advice = "np. functions for math's, np.stack([t, u]) for np.array([t, u]), of rows np.stack([np.stack([...]), ...])"
+    _check(tensor._node is None, f"{what}, {advice}, X @ t for X.dot(t), Tensor(df) @ t for df @ t", TypeError)
     return value
 
 
@@ -1783,8 +1779,7 @@ class _Call:
         """An argument as a Tensor with a fresh node, whose parent is the node that it had."""
         t = _seen(_as_tensor(float(x) if type(x) is int else x), "a variable")
         t, order = t.astype(float) if t.dtype.kind in "iu" else t, _next_order()
-        if t.dtype.kind != "f":
-            Tensor(t._value, requires_grad=True)  # an error
+        _check(t.dtype.kind == "f", "bool data cannot require gradients: give floats, 3.0 or .astype(float)", TypeError)
         self.is_open = self.is_open or (t.requires_grad and _thread.recording)
         self.values[order] = value = t._value if t.__class__ is Tensor else t._at(None)
         return _wrap(value, (order, _variable, (t._node,), (value,), value, None))
