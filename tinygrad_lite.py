@@ -232,11 +232,8 @@ def _binary(row: _Row, compute: Callable, careful: Callable) -> Callable:
     """The same from two operands."""
 
     def quick(x, y):
-        left, a, right, b = None, x, None, y
-        if x.__class__ is Tensor:
-            left, a = x._node, x._value
-        if y.__class__ is Tensor:
-            right, b = y._node, y._value
+        left, a = (x._node, x._value) if x.__class__ is Tensor else (None, x)
+        right, b = (y._node, y._value) if y.__class__ is Tensor else (None, y)
         try:
             out: Any = compute(a, b) if not _detours and a.__class__ in _plain and b.__class__ in _plain else None
         except Exception:
@@ -1821,10 +1818,9 @@ class _Call:
 
 def _derivative(f, argnums, finish):
     """A function of f's arguments that finishes a call of f; an argument in the place of argnums is refused at once."""
-    given = type(argnums if callable(f) else f).__name__
     fits = callable(f) and all([isinstance(i, (int, np.integer)) and type(i) is not bool for i in _leaves(argnums)])
-    what = f"grad() and its relatives take a function and positions of its arguments, ints, not {given}"
-    _check(fits, f"{what}: write grad(f)(x), or grad(f, argnums=0)(x)", TypeError)
+    what = f"not {type(argnums if callable(f) else f).__name__}: write grad(f)(x), or grad(f, argnums=0)(x)"
+    _check(fits, f"grad() and its relatives take a function and positions of its arguments, ints, {what}", TypeError)
     return functools.wraps(f)(lambda *args, **options: finish(_Call(f, argnums, args, options)))
 
 
