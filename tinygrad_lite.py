@@ -147,8 +147,7 @@ def _wrap(value, node):
     if isinstance(value, Tensor):
         return value._at(node)
     tensor = _new(Tensor)
-    tensor._value = value
-    tensor._node = node
+    tensor._value, tensor._node = value, node
     return tensor
 
 
@@ -165,8 +164,7 @@ class _Row:
     """
 
     def __init__(self, function, vjps=(), linear=False):
-        self.function = self.compute = function
-        self.linear = linear
+        self.function, self.compute, self.linear = function, function, linear
         self.define(vjps)
 
     def define(self, vjps, kind=""):
@@ -257,8 +255,7 @@ def _apply(function, args, options):
     if row is None:
         what = "{0} has no derivative rule: add one with defvjp({0}, ...), or give it t.data where gradients may end"
         raise TypeError(what.format(_name(function)))
-    is_quick = len(args) == row.arity and not options
-    return row.quick(*args) if is_quick else row.call(row.compute, args, options)
+    return row.call(row.compute, args, options) if options or len(args) != row.arity else row.quick(*args)
 
 
 def _operator(function, compute) -> tuple[Callable[[Any, Any], Tensor], Callable[[Any, Any], Tensor]]:
@@ -282,7 +279,6 @@ def _method(function) -> Callable[..., Tensor]:
     def method(self, *args, **options):
         return _apply(function, (self, *args), options)
 
-    method.__name__ = function.__name__.lstrip("_")
     method.__doc__ = f"``{_name(function)}`` of this Tensor, with the arguments that follow the array there."
     return method
 
@@ -956,11 +952,10 @@ def _without_graph(tensor, what):
     return value
 
 
-def _shown(tensor):
-    x = np.asarray(tensor._value) if isinstance(tensor._value, (np.generic, float)) else tensor._value
-    text = np.array2string(x, separator=", ", prefix="Tensor(") if isinstance(x, np.ndarray) else repr(x)
-    dtype = "" if tensor.dtype in (float, int, bool) else f", dtype={tensor.dtype}"
-    return f"Tensor({text}{dtype}{', requires_grad=True' if tensor.requires_grad else ''})"
+def _shown(t):
+    text = repr(t._value) if _is_foreign(t) else np.array2string(np.asarray(t._value), separator=", ", prefix="Tensor(")
+    dtype = "" if t.dtype in (float, int, bool) else f", dtype={t.dtype}"
+    return f"Tensor({text}{dtype}{', requires_grad=True' if t.requires_grad else ''})"
 
 
 def _pickled(tensor):
@@ -1071,7 +1066,7 @@ def defvjp(function: Callable, *vjps: Callable | None) -> Callable:
     """
     fits = callable(function) and vjps and all(vjp is None or callable(vjp) for vjp in vjps)
     _check(fits, f"defvjp takes a function and rules, not {function!r} and {vjps}", TypeError)
-    codes = [vjp.__code__ for vjp in filter(None, vjps) if hasattr(vjp, "__code__")]
+    codes = [vjp.__code__ for vjp in vjps if hasattr(vjp, "__code__")]
     enough = all([code.co_flags & inspect.CO_VARARGS or code.co_argcount > 1 + len(vjps) for code in codes])
     _check(enough, "defvjp takes rules of g, the result and every argument: lambda g, out, x: ... of f(x)", TypeError)
     function = inspect.unwrap(function, stop=lambda f: f not in _recorders)
