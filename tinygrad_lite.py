@@ -1066,7 +1066,7 @@ def defvjp(function: Callable, *vjps: Callable | None) -> Callable:
     """
     fits = callable(function) and vjps and all(vjp is None or callable(vjp) for vjp in vjps)
     _check(fits, f"defvjp takes a function and rules, not {function!r} and {vjps}", TypeError)
-    codes = [vjp.__code__ for vjp in vjps if hasattr(vjp, "__code__")]
+    codes = [vjp.__code__ for vjp in filter(None, vjps) if hasattr(vjp, "__code__")]
     enough = all([code.co_flags & inspect.CO_VARARGS or code.co_argcount > 1 + len(vjps) for code in codes])
     _check(enough, "defvjp takes rules of g, the result and every argument: lambda g, out, x: ... of f(x)", TypeError)
     function = inspect.unwrap(function, stop=lambda f: f not in _recorders)
