@@ -5336,7 +5336,7 @@ def test_data_can_be_replaced_and_keeps_shape_and_dtype():
     assert t.dtype == np.float32
     t.data = [5, 6]
     np.testing.assert_array_equal(t.data, np.float32([5, 6]))
-    with pytest.raises(ValueError, match=r"shape \(2,\) cannot become shape \(3,\)"):
+    with pytest.raises(ValueError, match=r"\.data must have the shape \(2,\) of the Tensor, not \(3,\)"):
         t.data = np.zeros(3)
     with pytest.raises(TypeError, match=r"from dtype\('float64'\) to dtype\('int64'\)"):
         Tensor(np.arange(3)).data = np.zeros(3)
@@ -5350,7 +5350,7 @@ def test_grad_can_be_set_and_is_checked():
     t.sum().backward()
     np.testing.assert_array_equal(t.grad, [2.0, 3.0])
     t.grad = None
-    with pytest.raises(ValueError, match=r"shape \(2,\) cannot have shape \(3,\)"):
+    with pytest.raises(ValueError, match=r"\.grad must have the shape \(2,\) of the Tensor, not \(3,\)"):
         t.grad = np.zeros(3)
     with pytest.raises(ValueError, match="leaves"):
         (t * 2).grad = np.zeros(2)
@@ -6334,7 +6334,7 @@ ERRORS: list[tuple[str, Any, type[Exception], str]] = [
     ("Tensor of a Tensor", lambda: Tensor(leaf(1.0)), TypeError, r"\.detach\(\)"),
     ("Tensor of Tensors", lambda: Tensor([leaf(1.0)]), TypeError, r"\.detach\(\)"),
     ("backward of several", lambda: leaf([1.0, 2.0]).backward(), ValueError, r"\(2,\) needs a gradient.*\.sum\(\)"),
-    ("gradient shape", lambda: leaf([1.0, 2.0]).backward(np.ones(3)), ValueError, r"shape \(2,\) got.*\(3,\)"),
+    ("gradient shape", lambda: leaf([1.0, 2.0]).backward(np.ones(3)), ValueError, r"shape \(2,\) .*not \(3,\)"),
     ("backward of a constant", lambda: Tensor(1.0).backward(), ValueError, r"requires_grad=True"),
     ("result of objects", lambda: np.where([True], leaf([1.0]), None), TypeError, r"dtype object: convert"),
     ("conversion to text", lambda: leaf([1.0]).astype(str), TypeError, r"dtype <U32: convert"),

@@ -126,8 +126,7 @@ def _as_value(data):
     is_array = hasattr(type(data), "__array_function__") and hasattr(type(data), "__array_ufunc__")
     # Only a subclass is asked, because NumPy imports its ma when somebody names it.
     if isinstance(data, np.ndarray) and type(data) is not np.ndarray:
-        what = "a Tensor of a masked array would lose the mask: fill it first, with data.filled(value)"
-        _check(not isinstance(data, np.ma.MaskedArray), what, TypeError)
+        _check(not isinstance(data, np.ma.MaskedArray), "a Tensor has no mask: give data.filled(value)", TypeError)
         what = "a Tensor of an np.matrix would multiply elementwise: give np.asarray(matrix), and @ for its products"
         _check(not isinstance(data, np.matrix), what, TypeError)
     value = data if is_array and not isinstance(data, (np.ndarray, Tensor)) else np.asarray(data)
@@ -148,8 +147,7 @@ def _wrap(value, node):
     if isinstance(value, Tensor):
         return value._at(node)
     tensor = _new(Tensor)
-    tensor._value = value
-    tensor._node = node
+    tensor._value, tensor._node = value, node
     return tensor
 
 
@@ -166,8 +164,7 @@ class _Row:
     """
 
     def __init__(self, function, vjps=(), linear=False):
-        self.function = self.compute = function
-        self.linear = linear
+        self.function, self.compute, self.linear = function, function, linear
         self.define(vjps)
 
     def define(self, vjps, kind=""):
@@ -196,8 +193,7 @@ class _Row:
 
     def result(self, order, nodes, values, out, options=None):
         """The Tensor of a result, with a node if an argument has one and the result is of floats."""
-        if out.__class__ is not float and not isinstance(out, Tensor):
-            out = _as_value(out)
+        out = out if out.__class__ is float or isinstance(out, Tensor) else _as_value(out)
         recorded = self.vjps and any(nodes) and (out.__class__ is float or out.dtype.kind == "f")
         return _wrap(out, (order, self, nodes, values, out, options) if recorded else None)
 
@@ -234,11 +230,8 @@ def _binary(row: _Row, compute: Callable, careful: Callable) -> Callable:
     """The same from two operands."""
 
     def quick(x, y):
-        left, a, right, b = None, x, None, y
-        if x.__class__ is Tensor:
-            left, a = x._node, x._value
-        if y.__class__ is Tensor:
-            right, b = y._node, y._value
+        left, a = (x._node, x._value) if x.__class__ is Tensor else (None, x)
+        right, b = (y._node, y._value) if y.__class__ is Tensor else (None, y)
         try:
             out: Any = compute(a, b) if not _detours and a.__class__ in _plain and b.__class__ in _plain else None
         except Exception:
@@ -262,8 +255,7 @@ def _apply(function, args, options):
     if row is None:
         what = "{0} has no derivative rule: add one with defvjp({0}, ...), or give it t.data where gradients may end"
         raise TypeError(what.format(_name(function)))
-    is_quick = len(args) == row.arity < 3 and not options
-    return row.quick(*args) if is_quick else row.call(row.compute, args, options)
+    return row.call(row.compute, args, options) if options or not len(args) == row.arity < 3 else row.quick(*args)
 
 
 def _operator(function, compute) -> tuple[Callable[[Any, Any], Tensor], Callable[[Any, Any], Tensor]]:
@@ -271,14 +263,13 @@ def _operator(function, compute) -> tuple[Callable[[Any, Any], Tensor], Callable
 
     Python's own operator computes the value: on NumPy scalars it is many times faster than the ufunc.
     """
-    row = _row(function)
 
     def careful(x, y):  # of a Python float and Python's numbers with NumPy's arithmetic, but to a Python float again
         is_weak = x.__class__ in _python and y.__class__ in _python and float in (x.__class__, y.__class__)
         out = compute(_float64(x) if is_weak else x, y)
         return float(out) if is_weak and out.__class__ is _float64 else out
 
-    forward = _binary(row, compute, careful)
+    forward = _binary(_row(function), compute, careful)
     return forward, lambda y, x: forward(x, y)
 
 
@@ -288,7 +279,6 @@ def _method(function) -> Callable[..., Tensor]:
     def method(self, *args, **options):
         return _apply(function, (self, *args), options)
 
-    method.__name__ = function.__name__.lstrip("_")
     method.__doc__ = f"``{_name(function)}`` of this Tensor, with the arguments that follow the array there."
     return method
 
@@ -331,18 +321,22 @@ class Tensor(_Anything):
     """
 
     __slots__ = ("__weakref__", "_leaf", "_node", "_value")
-    __hash__ = object.__hash__
     __array_priority__ = __pandas_priority__ = 5000  # array * Tensor and Series * Tensor are the Tensor's business
 
     def __init__(self, data: Any, requires_grad: bool = False, dtype: Any = None):
         self._value = _as_value(data if dtype is None else _as_value(data).astype(dtype, copy=False))
         self._node: Any = None  # None for a constant
-        self._leaf: Any = None  # of a leaf its node, also while requires_grad is switched off
         self.requires_grad = requires_grad
 
     def _at(self, node):
         """The same value in another place of the graph."""
         return _wrap(self._value, node)
+
+    def _fitted(self, given, what, is_open=False, **casting):
+        """What the user gives for this Tensor: of its shape, and cast to its dtype. If open, a Tensor stays one."""
+        value = given if is_open and isinstance(given, Tensor) else _as_value(given)
+        _check(value.shape == self.shape, f"{what} must have the shape {self.shape} of the Tensor, not {value.shape}")
+        return value.astype(self.dtype, **casting)
 
     @property
     def data(self) -> Any:
@@ -364,9 +358,7 @@ class Tensor(_Anything):
     @data.setter
     def data(self, data: Any) -> None:
         _seen(self, "setting .data")
-        value, shape = _as_value(data), self.shape
-        _check(value.shape == shape, f".data of shape {shape} cannot become shape {value.shape}: make a new Tensor")
-        self._value = value.astype(self.dtype, casting="same_kind", copy=False)
+        self._value = self._fitted(data, ".data", casting="same_kind", copy=False)
 
     @property
     def requires_grad(self) -> bool:
@@ -384,7 +376,8 @@ class Tensor(_Anything):
         if required:
             advice = "give floats, with 3.0, .astype(float) or dtype=float"
             _check(self.dtype.kind == "f", f"{self.dtype} data cannot require gradients: {advice}", TypeError)
-            self._leaf = getattr(self, "_leaf", None) or (_next_order(), None, [None])
+            # Of a leaf its node, also while requires_grad is switched off.
+            self._leaf: Any = getattr(self, "_leaf", None) or (_next_order(), None, [None])
         self._node = self._leaf if required else None
 
     @property
@@ -412,9 +405,7 @@ class Tensor(_Anything):
         node = getattr(self, "_leaf", None)
         if gradient is not None:
             _check(self._node and self._node is node, ".grad can be set on leaves that require gradients only")
-            is_open, shape = isinstance(gradient, Tensor) and gradient.requires_grad, self.shape
-            gradient = (gradient if is_open else _as_value(gradient)).astype(self.dtype)
-            _check(gradient.shape == shape, f".grad of a Tensor of shape {shape} cannot have shape {gradient.shape}")
+            gradient = self._fitted(gradient, ".grad", getattr(gradient, "requires_grad", False))
         if node:
             node[2][0] = gradient
 
@@ -448,9 +439,7 @@ class Tensor(_Anything):
             return _set("recording", True)(self.backward)(gradient, create_graph)
         value = _as_array(self._value)
         if gradient is not None:
-            gradient = gradient if isinstance(gradient, Tensor) and create_graph else _as_value(gradient)
-            _check(gradient.shape == value.shape, f"backward() of shape {value.shape} got {gradient.shape}")
-            gradient = gradient.astype(value.dtype)
+            gradient = self._fitted(gradient, "the gradient of backward()", create_graph)
         elif value.size != 1:
             raise ValueError(f"backward() of shape {value.shape} needs a gradient: .sum() it first, or give one")
         gradients, leaves = _backward(self._node, _one(value) if gradient is None else gradient, create_graph)
@@ -809,13 +798,11 @@ def _leaves(tree):
     return [leaf for x in items for leaf in (_leaves(x) if isinstance(x, _structures) else (x,))]
 
 
-def _map(function, tree):
-    """The function of every leaf of nested tuples, lists and dicts, in the same structure."""
+def _map(f, tree):
+    """The f of every leaf of nested tuples, lists and dicts, in the same structure."""
     if not isinstance(tree, _structures):
-        return function(tree)
-    items: Any = [_map(function, x) for x in (tree.values() if isinstance(tree, dict) else tree)]
-    if isinstance(tree, dict):
-        items = dict(zip(tree, items, strict=True))
+        return f(tree)
+    items: Any = {key: _map(f, x) for key, x in tree.items()} if isinstance(tree, dict) else [_map(f, x) for x in tree]
     return items if type(tree) in (dict, list) else tuple(items) if type(tree) is tuple else _of_type(tree, items)
 
 
@@ -826,9 +813,9 @@ def _of_type(tree, items):
         return getattr(kind, "_make", kind)(items)
     if isinstance(tree, dict) and op.attrgetter("__or__")(kind) is not dict.__or__:
         return tree | items  # an OrderedDict and the like stays one
-    base: Any = dict if isinstance(tree, dict) else list
+    base: Any = type(items)
     new = base.__new__(kind)
-    (dict.update if base is dict else list.extend)(new, items)
+    base.__init__(new, items)
     if kind.__dictoffset__ and vars(tree) is tree:  # items that are attributes, too
         new.__dict__ = new
     return new
@@ -918,8 +905,8 @@ class _Function(_Row):
         if out.__class__ is Tensor or not (hasattr(out, "dtype") or out.__class__ is float):
             raise TypeError(f"{_name(self.function)} gave a {type(out).__name__}: it must make one array of arrays")
         if not isinstance(self.function, np.ufunc):
-            of_arrays = [np.asarray(x) if isinstance(x, list) else x for x in values[: len(self.vjps)]]
-            values = tuple(map(_as_array, (*of_arrays, *values[len(self.vjps) :])))
+            arrays = [_as_array(np.asarray(x) if isinstance(x, list) else x) for x in values[: len(self.vjps)]]
+            values = (*arrays, *values[len(arrays) :])
         tensor, kept = super().result(order, nodes, values, out, options), (out, *values)
         if tensor._node and any(x.__class__ is _ndarray and x.size >= _LARGE for x in kept):
             vjps = [] if self.linear else [self.vjps[i] for i, node in enumerate(nodes) if node]
@@ -959,18 +946,16 @@ def _as_tensor(x):
 def _without_graph(tensor, what):
     """The value of a Tensor that Python takes as something else, which would lose a gradient without a word."""
     value = _seen(tensor, what)._value
-    what = f"a Tensor that requires gradients would lose them as {what}: write .item() or .detach() to do without"
-    instead = "np.stack([t, u]) for np.array([t, u]), of rows np.stack([np.stack([...]), ...]), X @ t for X.dot(t)"
-    advice = f"np. functions for math's, {instead}, Tensor(df) @ t for df @ t, t for Tensor(t)"
-    _check(tensor._node is None, f"{what}, {advice}", TypeError)
+    what = f"a Tensor with gradients would lose them as {what}: write .item() or .detach() if it may, t for Tensor(t)"
+    advice = "np. functions for math's, np.stack([t, u]) for np.array([t, u]), of rows np.stack([np.stack([...]), ...])"
+    _check(tensor._node is None, f"{what}, {advice}, X @ t for X.dot(t), Tensor(df) @ t for df @ t", TypeError)
     return value
 
 
-def _shown(tensor):
-    x = np.asarray(tensor._value) if isinstance(tensor._value, (np.generic, float)) else tensor._value
-    text = np.array2string(x, separator=", ", prefix="Tensor(") if isinstance(x, np.ndarray) else repr(x)
-    dtype = "" if tensor.dtype in (float, int, bool) else f", dtype={tensor.dtype}"
-    return f"Tensor({text}{dtype}{', requires_grad=True' if tensor.requires_grad else ''})"
+def _shown(t):
+    text = repr(t._value) if _is_foreign(t) else np.array2string(np.asarray(t._value), separator=", ", prefix="Tensor(")
+    dtype = "" if t.dtype in (float, int, bool) else f", dtype={t.dtype}"
+    return f"Tensor({text}{dtype}{', requires_grad=True' if t.requires_grad else ''})"
 
 
 def _pickled(tensor):
@@ -996,20 +981,17 @@ def _sigmoid(x):
     return np.where(np.less(x, 0), small, 1) / (1 + small)
 
 
-def _clipped(t, min=None, max=None):
-    """The values limited to [min, max]; None is no limit."""
-    return _apply(np.clip, (t, min, max), {})
-
-
 def _by_axis(function):
     """A method that takes lengths or axes also one by one: ``t.reshape(2, -1)`` as ``t.reshape((2, -1))``."""
     call = _method(function)
-    return functools.wraps(call)(
-        lambda t, *to, **order: call(t, to[0] if len(to) == 1 and hasattr(to[0], "__len__") else to or None, **order)
-    )
+    return lambda t, *to, **order: call(t, to[0] if len(to) == 1 and hasattr(to[0], "__len__") else to or None, **order)
 
 
-_no_writing = "a Tensor cannot be written to: make a new one with np.where, np.concatenate, np.stack or np.sort"
+def _written(t, *_, **options):
+    """An error: NumPy writes into its arrays here, and a Tensor's values stay what operations have seen."""
+    raise TypeError("a Tensor cannot be written to: make a new one with np.where, np.concatenate, np.stack or np.sort")
+
+
 _own_methods = """abs all any argmax argmin argpartition argsort conj conjugate copy cos cumprod cumsum diagonal dot max
     min prod ravel repeat round searchsorted sin sqrt squeeze std swapaxes take tan trace var"""
 # fmt: off
@@ -1017,7 +999,6 @@ for attribute, method in {
     # Methods that are NumPy's functions, and operators that are without a gradient but for %.
     **{name: _method(getattr(np, name)) for name in _own_methods.split()},
     "astype": _method(_astype), "sigmoid": _method(_sigmoid), "__invert__": _method(np.invert),
-    "clip": _clipped, "reshape": _by_axis(np.reshape), "transpose": _by_axis(np.transpose),
     **{f"__{side}{name}__": method for name, function in {
        "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal,
        "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor, "mod": np.mod, "floordiv": np.floor_divide
@@ -1025,12 +1006,11 @@ for attribute, method in {
        if hasattr(int, f"__{side}{name}__")},
     "flatten": lambda t, order="C": (+t).ravel(order=order), "nbytes": property(lambda t: t.size * t.dtype.itemsize),
     "real": property(_method(np.real)), "imag": property(_method(np.imag)), "__round__": _method(np.round),
-    "sort": lambda t, *_, **options: _check(False, _no_writing, TypeError), "tolist": lambda t: np.asarray(t).tolist(),
-    # Axes and elements.
-    "T": property(lambda t: t.transpose(), doc="The Tensor with its axes in reversed order."),
-    "__len__": lambda t: len(t._value if t.ndim else np.array(0)),  # of which NumPy says that it has none
+    # Axes and elements. (Of a number NumPy says that it has no length.)
+    "reshape": _by_axis(np.reshape), "transpose": _by_axis(np.transpose), "T": property(lambda t: t.transpose()),
+    "__len__": lambda t: len(t._value if t.ndim else np.array(0)), "tolist": lambda t: np.asarray(t).tolist(),
     "__iter__": lambda t: (t[i] for i in range(len(t))), "__getitem__": lambda t, i: _apply(op.getitem, (t, i), {}),
-    "__setitem__": lambda t, index, value: _check(False, _no_writing, TypeError),
+    "__setitem__": _written, "sort": _written, "clip": lambda t, min=None, max=None: _apply(np.clip, (t, min, max), {}),
     # What Python makes of a Tensor.
     "__bool__": lambda t: bool(_seen(t, "bool()")._value), "__index__": lambda t: op.index(_seen(t, "an index")._value),
     **{f"__{n.__name__}__": lambda t, n=n: n(_without_graph(t, "a Python number")) for n in (int, float)},
@@ -1779,8 +1759,7 @@ class _Call:
         """An argument as a Tensor with a fresh node, whose parent is the node that it had."""
         t = _seen(_as_tensor(float(x) if type(x) is int else x), "a variable")
         t, order = t.astype(float) if t.dtype.kind in "iu" else t, _next_order()
-        if t.dtype.kind != "f":
-            Tensor(t._value, requires_grad=True)  # an error
+        _check(t.dtype.kind == "f", "bool data cannot require gradients: give floats, 3.0 or .astype(float)", TypeError)
         self.is_open = self.is_open or (t.requires_grad and _thread.recording)
         self.values[order] = value = t._value if t.__class__ is Tensor else t._at(None)
         return _wrap(value, (order, _variable, (t._node,), (value,), value, None))
@@ -1822,10 +1801,9 @@ class _Call:
 
 def _derivative(f, argnums, finish):
     """A function of f's arguments that finishes a call of f; an argument in the place of argnums is refused at once."""
-    given = type(argnums if callable(f) else f).__name__
     fits = callable(f) and all([isinstance(i, (int, np.integer)) and type(i) is not bool for i in _leaves(argnums)])
-    what = f"grad() and its relatives take a function and positions of its arguments, ints, not {given}"
-    _check(fits, f"{what}: write grad(f)(x), or grad(f, argnums=0)(x)", TypeError)
+    what = f"not {type(argnums if callable(f) else f).__name__}: write grad(f)(x), or grad(f, argnums=0)(x)"
+    _check(fits, f"grad() and its relatives take a function and positions of its arguments, ints, {what}", TypeError)
     return functools.wraps(f)(lambda *args, **options: finish(_Call(f, argnums, args, options)))
 
 
