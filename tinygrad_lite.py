@@ -943,12 +943,18 @@ def _as_tensor(x):
     return x if isinstance(x, Tensor) else _wrap(x if x.__class__ is float else _as_value(x), None)
 
 
+_of_arrays = "np.stack([t, u]) for np.array([t, u]), of rows np.stack([np.stack([...]), ...]), X @ t for X.dot(t)"
+_instead = {
+    "a NumPy array": f"{_of_arrays}, Tensor(df) @ t for df @ t,",
+    "a Python number": "np. functions for math's, t.item()",
+}
+
+
 def _without_graph(tensor, what):
     """The value of a Tensor that Python takes as something else, which would lose a gradient without a word."""
     value = _seen(tensor, what)._value
-    what = f"a Tensor with gradients would lose them as {what}: write .item() or .detach() if it may, t for Tensor(t)"
-    advice = "np. functions for math's, np.stack([t, u]) for np.array([t, u]), of rows np.stack([np.stack([...]), ...])"
-    _check(tensor._node is None, f"{what}, {advice}, X @ t for X.dot(t), Tensor(df) @ t for df @ t", TypeError)
+    advice = f"write {_instead[what]} or t.detach() where a constant is meant"
+    _check(tensor._node is None, f"a Tensor with gradients would lose them as {what}: {advice}", TypeError)
     return value
 
 
