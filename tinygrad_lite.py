@@ -944,16 +944,13 @@ def _as_tensor(x):
 
 
 _of_arrays = "np.stack([t, u]) for np.array([t, u]), of rows np.stack([np.stack([...]), ...]), X @ t for X.dot(t)"
-_instead = {
-    "a NumPy array": f"{_of_arrays}, Tensor(df) @ t for df @ t,",
-    "a Python number": "np. functions for math's, t.item()",
-}
+_instead = {"a NumPy array": f"{_of_arrays}, Tensor(df) @ t for df @ t", "a Python number": "np. functions for math's"}
 
 
 def _without_graph(tensor, what):
     """The value of a Tensor that Python takes as something else, which would lose a gradient without a word."""
     value = _seen(tensor, what)._value
-    advice = f"write {_instead[what]} or t.detach() where a constant is meant"
+    advice = f"write {_instead[what]}, or t.item() or t.detach() where a constant is meant"
     _check(tensor._node is None, f"a Tensor with gradients would lose them as {what}: {advice}", TypeError)
     return value
 
