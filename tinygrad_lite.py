@@ -1454,21 +1454,15 @@ _pinv_of_lstsq = defvjp(lambda a: np.linalg.pinv(a, np.finfo(float).eps * max(a.
 _exact = defvjp(lambda value, _way: value, None, lambda g, _, _value, _way: g)
 # The sum of weights as it is, but with NumPy's error for 0, under jit too.
 _total_weight = defvjp(lambda s: np.average(s[..., None], -1, s[..., None], returned=True)[1], lambda g, _, _s: g)
-# fmt: on
-
-
-def _mean(a):
-    """NumPy's mean of all elements: their sum, divided, which is all that it does, but in half of the time."""
-    return a.sum() / a.size if a.__class__ is _ndarray and a.size and a.dtype.char in "fd" else np.mean(a)
-
-
 # The quickest ways to some values. Python's own operators are many times faster on NumPy scalars. (But of a Python
-# float, NumPy's functions make one of NumPy's numbers.)
-for function, compute in dict[Any, Any]({np.negative: op.neg, np.positive: op.pos, np.absolute: abs}).items():
+# float, NumPy's functions make one of NumPy's numbers.) The mean is the sum, divided, in half of the time.
+for function, compute in dict[Any, Any]({
+    np.negative: op.neg, np.positive: op.pos, np.absolute: abs,
+    np.sum: op.methodcaller("sum"), np.max: op.methodcaller("max"), np.min: op.methodcaller("min"),
+    np.mean: lambda a: a.sum() / a.size if a.__class__ is _ndarray and a.size and a.dtype.char in "fd" else np.mean(a),
+}).items():
     _table[function].quick = _unary(_table[function], compute, function)
-for function in np.sum, np.max, np.min:
-    _table[function].quick = _unary(_table[function], op.methodcaller(function.__name__), function)
-_table[np.mean].quick = _unary(_table[np.mean], _mean, np.mean)
+# fmt: on
 _table[op.getitem].compute = lambda x, index: _as_array(x)[index]
 
 # What follows says NumPy's functions in others of the table, with NumPy's names for the parameters.
