@@ -1438,8 +1438,8 @@ _limited = defvjp(lambda a, low, high: np.clip(a, low, high),
 _padded = defvjp(lambda array, width, value: np.pad(array, width, constant_values=value),
                  lambda g, _, _array, width, _value: g[tuple([slice(before, before + n) for (before, _), n in zip(
                      np.broadcast_to(width, (g.ndim, 2)).tolist(), _array.shape, strict=True)])], None)
-_difference = defvjp(lambda a, axis: np.diff(a, 1, axis),
-                     lambda g, _, _a, axis: -np.diff(g, 1, axis, g.dtype.type(0), g.dtype.type(0)))
+_differences = defvjp(lambda a, n, axis: np.diff(a, n, axis), lambda g, _, _a, n, axis: functools.reduce(
+    lambda g, zero: -np.diff(g, 1, axis, zero, zero), [g.dtype.type(0)] * min(n, _a.shape[axis]), g))
 # Seeger et al., 2017, "Auto-differentiating linear algebra", for a symmetric matrix.
 _cholesky = defvjp(functools.partial(np.linalg.cholesky, upper=False),  # which no library takes for the upper one
                    lambda g, out, _a: _mT(x := np.linalg.inv(out)) @ _mirrored(_mT(out) @ g) @ x / 2)
@@ -1545,10 +1545,7 @@ def _diff(a, n=1, axis=-1, prepend=np._NoValue, append=np._NoValue):
     _check(n >= 0 and a.ndim, f"np.diff of shape {a.shape}, {n} times: it takes an axis, and no negative times")
     one = [1 if i == axis % a.ndim else length for i, length in enumerate(a.shape)]
     parts = [x if np.ndim(x) else np.broadcast_to(x, one) for x in (prepend, a, append) if x is not np._NoValue]
-    a = np.concatenate(parts, axis) if len(parts) > 1 else a
-    for _ in range(min(n, a.shape[axis])):
-        a = _difference(a, axis)
-    return a
+    return _differences(np.concatenate(parts, axis) if len(parts) > 1 else a, n, axis)
 
 
 def _norm(x, ord=None, axis=None, keepdims=False):
