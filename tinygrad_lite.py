@@ -1295,10 +1295,9 @@ def _diagonal_vjp(g, _out, _a, offset=0, axis1=0, axis2=1):
     """In a matrix of m columns whose rows stand in a line, a diagonal has every (m + 1)th place."""
     axes, before = _axes(_a, (axis1, axis2)), g.shape[:-1]
     n, m = [_a.shape[axis] for axis in axes]
-    count = max(0, min(n + min(offset, 0), m - max(offset, 0)))
+    places = slice(max(offset, -offset * m), max(0, min(n, m - offset)) * m, m + 1)
+    count = len(range(n * m)[places])
     g = g if g.shape[-1] == count else g * np.ones(count, g.dtype)  # of a sum over the diagonal
-    start = max(offset, -offset * m)
-    places = slice(start, start + count * (m + 1) - m, m + 1)
     line = _scatter(g, (..., places), np.empty((*before, n * m)))
     return np.moveaxis(line.reshape(*before, n, m), (-2, -1), axes)
 
