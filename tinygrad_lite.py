@@ -1577,11 +1577,8 @@ def _lstsq(a, b):
 def _kron(a, b):
     """All products of two elements, in the order of (row of a, row of b, column of a, column of b), and so on."""
     a, b = _as_tensor(a), _as_tensor(b)
-    n = max(a.ndim, b.ndim)
-    shapes = [(1,) * (n - x.ndim) + x.shape for x in (a, b)]
-    a = a.reshape([*itertools.chain(*[(length, 1) for length in shapes[0]])])
-    b = b.reshape([*itertools.chain(*[(1, length) for length in shapes[1]])])
-    return (a * b).reshape([*map(op.mul, *shapes)])
+    products = a.reshape([n for m in a.shape for n in (m, 1)]) * b.reshape([n for m in b.shape for n in (1, m)])
+    return products.reshape([*map(op.mul, products.shape[::2], products.shape[1::2])])
 
 
 def _cross(a, b, axisa=-1, axisb=-1, axisc=-1, axis=None):
