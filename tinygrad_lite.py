@@ -1212,13 +1212,17 @@ def _unshaped(g, _a, order):
     return g.reshape(_a.shape) if order == "C" else g.T.reshape(_a.shape[::-1]).T
 
 
-def _won(g, lost, tied):
+def _both(vjp):
+    """The rules of a function in which the two operands can change places."""
+    return vjp, lambda g, out, x, y, *rest, **options: vjp(g, out, y, x, *rest, **options)
+
+
+def _won(loses):
     """The gradient of maximum and minimum: nothing to the operand that lost, half to each where they are equal."""
-    return np.where(lost, 0, np.where(tied, g / 2, g))
+    return _both(lambda g, _, x, y: np.where(loses(x, y), 0, np.where(x == y, g / 2, g)))
 
 
-def _items(index):
-    return index if isinstance(index, tuple) else (index,)
+_items = np.index_exp.__getitem__  # the tuple that an index stands for
 
 
 def _is_basic(index):
@@ -1373,15 +1377,12 @@ for kind, rules in {
         _sigmoid:     lambda g, out, _x: g * (out * (1 - out)),       _astype: lambda g, _, _x, _dtype: g,
         np.copysign: (lambda g, out, x, _y: g * np.sign(x) * np.sign(out), lambda g, _, _x, _y: np.zeros_like(g)),
         np.remainder: (lambda g, _, _x, _y: g,                       lambda g, _, x, y: -g * np.floor_divide(x, y)),
-        np.maximum:   (lambda g, _, x, y: _won(g, x < y, x == y),    lambda g, _, x, y: _won(g, y < x, x == y)),
-        np.minimum:   (lambda g, _, x, y: _won(g, x > y, x == y),    lambda g, _, x, y: _won(g, y > x, x == y)),
+        np.maximum: _won(op.lt), np.minimum: _won(op.gt), np.logaddexp: _both(lambda g, _, x, y: g * sigmoid(x - y)),
         np.hypot:     (lambda g, out, x, _y: g * (x / _nonzero(out)), lambda g, out, _x, y: g * (y / _nonzero(out))),
         np.square:    lambda g, _, x: g * (2 * x),
         np.arctan2:   (lambda g, _, y, x: g * (x / (r := _nonzero(np.hypot(x, y)))) / r,
                        lambda g, _, y, x: -g * (y / (r := _nonzero(np.hypot(x, y)))) / r),
-        np.logaddexp: (lambda g, _, x, y: g * sigmoid(x - y),        lambda g, _, x, y: g * sigmoid(y - x)),
-        np.logaddexp2: (lambda g, _, x, y: g * sigmoid((x - y) * math.log(2)),
-                        lambda g, _, x, y: g * sigmoid((y - x) * math.log(2)))},
+        np.logaddexp2: _both(lambda g, _, x, y: g * sigmoid((x - y) * math.log(2)))},
     "reduction": {
         np.sum: (_sum_vjp,),                                          np.mean: (_mean_vjp,),
         np.var: _var_vjp, np.std: lambda g, out, a, axis=None, *, ddof=0, keepdims=False: (
@@ -1396,9 +1397,9 @@ for kind, rules in {
         np.flip:      lambda g, _, _m, axis=None: np.flip(g, axis),   np.broadcast_to: lambda g, _, _a, shape: g,
         np.convolve: (lambda g, _, _a, v, mode="full": _convolve_vjp(g, _a, v),
                       lambda g, _, a, _v, mode="full": _convolve_vjp(g, _v, a)),
-        np.ravel:     lambda g, _, _a, order="C": _unshaped(g, _a, order),                         np.prod: _prod_vjp,
-        np.squeeze:   lambda g, _, _a, axis=None: g.reshape(_a.shape), np.max: _share,        np.min: _share,
-        np.expand_dims: lambda g, _, _a, axis: g.reshape(_a.shape),   np.cumprod: _cumprod_vjp,
+        np.max: _share, np.min: _share, np.prod: _prod_vjp, np.cumprod: _cumprod_vjp, np.repeat: _repeat_vjp,
+        np.ravel:     lambda g, _, _a, order="C": _unshaped(g, _a, order),
+        **dict.fromkeys((np.squeeze, np.expand_dims), lambda g, _, _a, axis=None: g.reshape(_a.shape)),
         np.reshape:   lambda g, _, _a, shape=None, order="C", *, newshape=None: _unshaped(g, _a, order),
         np.triu: lambda g, _, _m, k=0: np.triu(g, k),                 np.tril: lambda g, _, _m, k=0: np.tril(g, k),
         np.outer:     (lambda g, _, _a, b: (g @ np.ravel(b)).reshape(np.shape(_a)),
