@@ -1333,8 +1333,7 @@ def _tensordot_vjp(i, g, _out, a, b, axes=2):
 
 def _mirrored(x, UPLO="L"):
     """The symmetric matrix that has the lower triangle of x, or the upper one."""
-    lower = np.tri(x.shape[-1], dtype=bool)
-    return np.where(lower if UPLO in "lL" else lower.T, x, _mT(x))
+    return np.where(np.tri(x.shape[-1], dtype=bool) == (UPLO in "lL"), x, _mT(x))
 
 
 def _over_gap(x, gap, turn):
