@@ -1521,7 +1521,6 @@ def _gradient(f, *varargs, axis=None, edge_order=1):
     _check_local(np.gradient, f)
     f, axes = _as_tensor(f), _axes(f, axis)
     values = np.gradient(f.detach(), *map(np.asarray, varargs), axis=axis, edge_order=edge_order)
-    spacings = varargs if len(varargs) == len(axes) else (varargs or (1.0,)) * len(axes)
 
     def along(axis, spacing):
         at, tooth = np.arange(f.shape[axis]), np.arange(3)[:, None]
@@ -1529,7 +1528,7 @@ def _gradient(f, *varargs, axis=None, edge_order=1):
         weights = np.gradient((at % 3 == tooth) * f.dtype.type(1), spacing, axis=1, edge_order=edge_order)
         return np.moveaxis((np.moveaxis(f, axis, -1)[..., start + (tooth - start) % 3] * weights).sum(-2), -1, axis)
 
-    return _filled(values, map(_exact, _leaves(values), map(along, axes, spacings)))
+    return _filled(values, map(_exact, _leaves(values), map(along, axes, itertools.cycle(varargs or [1.0]))))
 
 
 def _sinc(x):
