@@ -1370,7 +1370,7 @@ for kind, rules in {
         np.cos:       lambda g, _, x: -g * np.sin(x),                np.tan:     lambda g, out, _x: g + g * out * out,
         np.arcsin:    lambda g, _, x: g / np.sqrt((1 - x) * (1 + x)), np.sinh:    lambda g, _, x: g * np.cosh(x),
         np.arccos:    lambda g, _, x: -g / np.sqrt((1 - x) * (1 + x)), np.cosh:   lambda g, _, x: g * np.sinh(x),
-        np.arccosh:   lambda g, _, x: g / np.sqrt(x - 1) / np.sqrt(x + 1),
+        np.arccosh:   lambda g, _, x: g / np.sqrt(x - 1) / np.sqrt(x + 1), np.square: lambda g, _, x: g * (2 * x),
         np.arctan: lambda g, _, x: g / (h := np.hypot(x, 1)) / h, np.ldexp: (lambda g, _, _x, i: np.ldexp(g, i), None),
         np.arctanh:   lambda g, _, x: g / ((1 - x) * (1 + x)),       np.arcsinh:  lambda g, _, x: g / np.hypot(x, 1),
         _sigmoid:     lambda g, out, _x: g * (out * (1 - out)),       _astype: lambda g, _, _x, _dtype: g,
@@ -1378,7 +1378,6 @@ for kind, rules in {
         np.remainder: (lambda g, _, _x, _y: g,                       lambda g, _, x, y: -g * np.floor_divide(x, y)),
         np.maximum: _won(op.lt), np.minimum: _won(op.gt), np.logaddexp: _both(lambda g, _, x, y: g * sigmoid(x - y)),
         np.hypot:     (lambda g, out, x, _y: g * (x / _nonzero(out)), lambda g, out, _x, y: g * (y / _nonzero(out))),
-        np.square:    lambda g, _, x: g * (2 * x),
         np.arctan2:   (lambda g, _, y, x: g * (x / (r := _nonzero(np.hypot(x, y)))) / r,
                        lambda g, _, y, x: -g * (y / (r := _nonzero(np.hypot(x, y)))) / r),
         np.logaddexp2: _both(lambda g, _, x, y: g * sigmoid((x - y) * math.log(2)))},
@@ -1406,14 +1405,13 @@ for kind, rules in {
         np.tensordot: tuple(functools.partial(_tensordot_vjp, i) for i in (0, 1)),
         np.trace: lambda g, _, _a, offset=0, axis1=0, axis2=1: _diagonal_vjp(g[..., None], _, _a, offset, axis1, axis2),
         np.diag: lambda g, _, _v, k=0: np.diagonal(g, k) if _v.ndim == 1 else _diagonal_vjp(g, _, _v, k),
-        np.diagonal: _diagonal_vjp,        np.repeat: _repeat_vjp,    np.tile: _tile_vjp,
-        np.swapaxes:  lambda g, _, _a, axis1, axis2: g.swapaxes(axis1, axis2),
+        np.swapaxes: lambda g, _, _a, axis1, axis2: g.swapaxes(axis1, axis2),                np.diagonal: _diagonal_vjp,
         np.transpose: lambda g, _, _a, axes=None: g.T if axes is None else np.moveaxis(g, [*range(g.ndim)], axes),
         np.moveaxis:  lambda g, _, _a, source, destination: np.moveaxis(g, destination, source),
         np.roll:    lambda g, _, _a, shift, axis=None: np.roll(g, np.negative([shift], dtype=object).tolist()[0], axis),
         np.cumsum:    lambda g, _, _a, axis=None: np.flip(np.cumsum(np.flip(g, axis), axis), axis).reshape(_a.shape),
         np.nan_to_num: lambda g, _, x, *, nan=0.0, posinf=None, neginf=None: np.where(np.isfinite(x), g, 0),
-        op.getitem: _item_vjp,             _add_at: lambda g, _, _values, index, like: _gather(g, index),
+        op.getitem: _item_vjp, np.tile: _tile_vjp, _add_at: lambda g, _, _values, index, like: _gather(g, index),
         np.linalg.solve: (lambda g, out, a, _b: -(np.linalg.solve(_mT(a), _columns(g, _b)) @ _mT(_columns(out, _b))),
                           lambda g, _, a, _b: np.linalg.solve(_mT(a), _columns(g, _b)).reshape(g.shape)),
         np.linalg.inv: lambda g, out, _a: -(_mT(out) @ g @ _mT(out)),
@@ -1472,11 +1470,6 @@ def _clip(a, a_min=None, a_max=None, *, min=None, max=None):
     return _limited(a, -math.inf if low is None else low, math.inf if high is None else high)
 
 
-def _root(x, p=2):
-    """x**(1 / p), with a gradient of 0 where x is 0."""
-    return np.where(x == 0, 0, _nonzero(x) ** (1 / p))
-
-
 def _average(a, axis=None, weights=None, *, keepdims=False):
     if weights is None:
         return np.mean(a, axis, keepdims=keepdims)
@@ -1497,14 +1490,12 @@ def _take(a, indices, axis=None, mode="raise"):
     return a[(*[slice(None)] * before, index)]
 
 
-def _ordered(compute, a, q, axis, method="linear"):
+def _ordered(function, a, axis, keepdims, *q, **method):
     """A value that NumPy computes of the elements in order: those around the places that it says have their shares."""
     ordered = np.sort(_merged(a, axis))
-    places = np.arange(float(ordered.shape[-1] or 1))
-    at = np.quantile(places, np.ravel(np.asarray(q)), method=method)
-    value = compute(a.detach())
-    if not ordered.size:
-        return value
+    places = np.arange(float(ordered.shape[-1]))
+    at = np.quantile(places if places.size else 0.0, np.ravel(np.asarray(q or 0.5)), **method)
+    value = function(a.detach(), *q, axis, keepdims=keepdims, **method)
     way = ordered @ np.maximum(0, 1 - np.abs(places[:, None] - at)).astype(value.dtype)
     return _exact(value, np.moveaxis(way, -1, 0).reshape(value.shape))
 
@@ -1669,60 +1660,59 @@ def _lengthen(function, *arys):
 
 # fmt: off
 for names, expression in {
-    "amax": np.max, **{f"atleast_{n}d": functools.partial(_lengthen, getattr(np, f"atleast_{n}d")) for n in (1, 2, 3)},
-    "clip": _clip, "amin": np.min, "stack": functools.partial(_join, np.stack),
-    "average": _average, "conjugate real real_if_close": lambda a, tol=100: +a,
-    "hstack": lambda tup: _joined(int(np.ndim(tup[0]) > 1), tup, 1), "pad": _pad, "copy": lambda a: +a,
-    "cross": _cross, "fmax": lambda x, y: np.where(np.greater_equal(x, y) | np.not_equal(y, y), x, y),
-    "fabs": abs, "inner": lambda a, b: a @ np.transpose(b) if np.ndim(a) and 0 < np.ndim(b) < 3 else (
-        np.tensordot(a, b, (-1, -1) if np.ndim(a) and np.ndim(b) else 0)),
-    "fmin": lambda x, y: np.where(np.less_equal(x, y) | np.not_equal(y, y), x, y),
-    "einsum": _einsum, "dstack": lambda tup: _joined(2, tup, 3), "linalg.norm": _norm,
-    "linalg.matmul": op.matmul, "vstack": lambda tup: _joined(0, tup, 2), "take": _take,
-    "median": lambda a, axis=None, *, keepdims=False: (
-        _ordered(lambda x: np.median(x, axis, keepdims=keepdims), a, 0.5, axis)),
-    "quantile": lambda a, q, axis=None, *, method="linear", keepdims=False: _ordered(
-        lambda x: np.quantile(x, q, axis, method=method, keepdims=keepdims), a, q, axis, method),
-    "linalg.matrix_transpose": _mT,
-    "linalg.tensordot": lambda x1, x2, axes=2: np.tensordot(x1, x2, axes), "fliplr": lambda m: np.flip(m, 1),
-    "flipud": lambda m: np.flip(m, 0), "deg2rad radians": lambda x: x * (math.pi / 180), "matrix_transpose": _mT,
-    "rad2deg degrees": lambda x: x * (180 / math.pi), "vdot": lambda a, b: np.ravel(a) @ np.ravel(b),
-    "concatenate": functools.partial(_join, np.concatenate), "reciprocal": lambda x: 1 / x,
-    "diff": _diff, "full_like": lambda a, fill_value, dtype=None, *, shape=None: (
+    # Elements.
+    "conjugate real real_if_close": lambda a, tol=100: +a, "copy": lambda a: +a, "fabs": abs, "clip": _clip,
+    "deg2rad radians": lambda x: x * (math.pi / 180), "rad2deg degrees": lambda x: x * (180 / math.pi),
+    "fmax": lambda x, y: np.where(np.greater_equal(x, y) | np.not_equal(y, y), x, y), "reciprocal": lambda x: 1 / x,
+    "fmin": lambda x, y: np.where(np.less_equal(x, y) | np.not_equal(y, y), x, y), "interp": _interp, "sinc": _sinc,
+    "full_like": lambda a, fill_value, dtype=None, *, shape=None: (
         _whole(_as_tensor(fill_value) if np.ndim(fill_value) else fill_value, np.zeros_like(a, dtype, shape=shape))),
-    **{name: functools.partial(_move, getattr(np, name), slice(0, 1)) for name in (
-        "block", "delete", "rot90", "take_along_axis")},
-    "meshgrid": functools.partial(_move, np.meshgrid, slice(0, None)), "kron": _kron,
-    "compress": lambda condition, a, axis=None: _move(np.compress, slice(1, 2), condition, a, axis),
-    **{f.__name__: functools.partial(_split, f) for f in (np.split, np.array_split, np.hsplit, np.vsplit, np.dsplit)},
+    "linspace": lambda start, stop, num=50, endpoint=True, *, axis=0: np.moveaxis(start * (
+        1 - (w := np.linspace(np.zeros_like(stop - start), 1, num, endpoint))) + stop * w, 0, axis),
+    "select": lambda condlist, choicelist, default=0: functools.reduce(
+        lambda rest, pair: np.where(pair[0], pair[1], rest), [*zip(condlist, choicelist, strict=True)][::-1], default),
+    # Reductions, and what goes along an axis.
+    "amax": np.max, "amin": np.min, "average": _average, "diff": _diff, "gradient": _gradient, "linalg.norm": _norm,
+    "ptp": lambda a, axis=None, *, keepdims=False: a.max(axis, keepdims=keepdims) - a.min(axis, keepdims=keepdims),
+    "nanstd": lambda a, axis=None, **given: np.where((x := np.nanvar(a, axis, **given)) == 0, 0, np.sqrt(_nonzero(x))),
+    "median": lambda a, axis=None, *, keepdims=False: _ordered(np.median, a, axis, keepdims),
+    "quantile": lambda a, q, axis=None, *, method="linear", keepdims=False: (
+        _ordered(np.quantile, a, axis, keepdims, q, method=method)),
+    "percentile": lambda a, q, axis=None, **options: np.quantile(a, np.divide(q, a.dtype.type(100)), axis, **options),
+    "sort": lambda a, axis=-1, kind=None, **stable: np.take_along_axis(a, np.argsort(a, axis, kind, **stable), axis),
+    "partition": lambda a, kth, axis=-1, kind="introselect": np.take_along_axis(np.sort(a, axis), np.argsort(
+        np.argsort(np.partition(a.detach(), kth, axis, kind), axis), axis), axis),
+    # Products.
     "dot": lambda a, b: a @ b if np.ndim(a) and 0 < np.ndim(b) < 3 else (
         np.tensordot(a, b, (-1, -2) if np.ndim(a) and np.ndim(b) else 0)),
+    "inner": lambda a, b: a @ np.transpose(b) if np.ndim(a) and 0 < np.ndim(b) < 3 else (
+        np.tensordot(a, b, (-1, -1) if np.ndim(a) and np.ndim(b) else 0)),
+    "vdot": lambda a, b: np.ravel(a) @ np.ravel(b), "linalg.matmul": op.matmul, "cross": _cross, "kron": _kron,
+    "linalg.tensordot": lambda x1, x2, axes=2: np.tensordot(x1, x2, axes), "einsum": _einsum,
     "linalg.slogdet": lambda a: np.linalg.slogdet(np.eye(1))._replace(sign=_sign_of_det(a), logabsdet=_log_of_det(a)),
     "linalg.eigh": lambda a, UPLO="L": _filled(np.linalg.eigh(np.eye(1)), [
         (vw := _vw(_mirrored(a, UPLO), UPLO))[..., -1, :], vw[..., :-1, :]]),
-    "linalg.qr": lambda a: _filled(np.linalg.qr(np.eye(1)), [q := _q(a[..., : a.shape[-2:][0]]), np.triu(_mT(q) @ a)]),
     "linalg.eigvalsh": lambda a, UPLO="L": np.linalg.eigh(a, UPLO)[0], "linalg.svd": _svd, "linalg.lstsq": _lstsq,
-    "linalg.cholesky": lambda a: _cholesky(_mirrored(a)), "ndim shape size": None,
-    "ptp": lambda a, axis=None, *, keepdims=False: a.max(axis, keepdims=keepdims) - a.min(axis, keepdims=keepdims),
+    "linalg.qr": lambda a: _filled(np.linalg.qr(np.eye(1)), [q := _q(a[..., : a.shape[-2:][0]]), np.triu(_mT(q) @ a)]),
+    "linalg.cholesky": lambda a: _cholesky(_mirrored(a)), "linalg.matrix_transpose matrix_transpose": _mT,
+    # Places.
+    "concatenate": functools.partial(_join, np.concatenate), "stack": functools.partial(_join, np.stack),
+    "hstack": lambda tup: _joined(int(np.ndim(tup[0]) > 1), tup, 1), "vstack": lambda tup: _joined(0, tup, 2),
+    "append": lambda arr, values, axis=None: np.concatenate([arr, values], axis), "fliplr": lambda m: np.flip(m, 1),
     "column_stack": lambda tup: np.concatenate([a if np.ndim(a) > 1 else np.reshape(a, (-1, 1)) for a in tup], 1),
-    # Functions whose values come from NumPy, or that pick from their arguments.
-    "append": lambda arr, values, axis=None: np.concatenate([arr, values], axis), "sinc": _sinc,
-    "gradient": _gradient, "interp": _interp,
-    "linspace": lambda start, stop, num=50, endpoint=True, *, axis=0: np.moveaxis(start * (
-        1 - (w := np.linspace(np.zeros_like(stop - start), 1, num, endpoint))) + stop * w, 0, axis),
-    "nanstd": lambda a, axis=None, *, ddof=0, keepdims=False: _root(np.nanvar(a, axis, ddof=ddof, keepdims=keepdims)),
-    "partition": lambda a, kth, axis=-1, kind="introselect": np.take_along_axis(np.sort(a, axis), np.argsort(
-        np.argsort(np.partition(a.detach(), kth, axis, kind), axis), axis), axis),
-    "percentile": lambda a, q, axis=None, **options: np.quantile(a, np.divide(q, a.dtype.type(100)), axis, **options),
+    **{f"atleast_{n}d": functools.partial(_lengthen, getattr(np, f"atleast_{n}d")) for n in (1, 2, 3)}, "pad": _pad,
+    **{f.__name__: functools.partial(_split, f) for f in (np.split, np.array_split, np.hsplit, np.vsplit, np.dsplit)},
+    **{f.__name__: functools.partial(_move, f, slice(0, 1)) for f in (
+        np.block, np.delete, np.rot90, np.take_along_axis)}, "flipud": lambda m: np.flip(m, 0), "take": _take,
+    "meshgrid": functools.partial(_move, np.meshgrid, slice(0, None)), "dstack": lambda tup: _joined(2, tup, 3),
+    "compress": lambda condition, a, axis=None: _move(np.compress, slice(1, 2), condition, a, axis),
     "rollaxis": lambda a, axis, start=0: np.transpose(a, np.rollaxis(np.empty(range(np.ndim(a))), axis, start).shape),
-    "select": lambda condlist, choicelist, default=0: functools.reduce(
-        lambda rest, pair: np.where(pair[0], pair[1], rest), [*zip(condlist, choicelist, strict=True)][::-1], default),
-    "sort": lambda a, axis=-1, kind=None, **stable: np.take_along_axis(a, np.argsort(a, axis, kind, **stable), axis),
+    # Functions whose values come from NumPy.
     """all allclose angle any argmax argmin argpartition argsort argwhere around array_equal array_equiv bitwise_and
     bitwise_or bitwise_xor ceil count_nonzero empty_like equal fix flatnonzero floor floor_divide greater
     greater_equal imag invert isclose iscomplex iscomplexobj isfinite isin isinf isnan isneginf isposinf isreal
-    isrealobj less less_equal logical_and logical_not logical_or logical_xor nonzero not_equal ones_like result_type
-    rint round searchsorted sign signbit trunc zeros_like""": None,
+    isrealobj less less_equal logical_and logical_not logical_or logical_xor ndim nonzero not_equal ones_like
+    result_type rint round searchsorted shape sign signbit size trunc zeros_like""": None,
 }.items():
     for name in names.split():
         with contextlib.suppress(AttributeError):  # NumPy's releases differ
