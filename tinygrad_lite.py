@@ -1157,9 +1157,8 @@ def _before(x):
 def _prod_vjp(g, _out, a, axis=None, *, keepdims=False):
     """g times the product of the other factors, without division: zeros among them do no harm at any order."""
     axes, (x, exponents, sums) = _axes(a, axis), _near_1(_merged(a, axis))
-    over = tuple([a.shape[i] for i in axes])
     g = g.reshape(_reduced(a, axis, keepdims=False))[..., None] * _before(x) * np.flip(_before(np.flip(x, -1)), -1)
-    g = _scaled(g, sums[..., -1:] - exponents).reshape(g.shape[:-1] + over)
+    g = _scaled(g, sums[..., -1:] - exponents).reshape((*g.shape[:-1], *[a.shape[i] for i in axes]))
     return np.moveaxis(g, [*range(-len(axes), 0)], axes)
 
 
