@@ -1140,9 +1140,8 @@ def _before(x):
 def _prod_vjp(g, _out, a, axis=None, *, keepdims=False):
     """g times the product of the other factors, without division: zeros among them do no harm at any order."""
     axes, (x, exponents, sums) = _axes(a, axis), _near_1(_merged(a, axis))
-    over = tuple([a.shape[i] for i in axes])
     g = g.reshape(_reduced(a, axis, keepdims=False))[..., None] * _before(x) * np.flip(_before(np.flip(x, -1)), -1)
-    g = _scaled(g, sums[..., -1:] - exponents).reshape(g.shape[:-1] + over)
+    g = _scaled(g, sums[..., -1:] - exponents).reshape((*g.shape[:-1], *[a.shape[i] for i in axes]))
     return np.moveaxis(g, [*range(-len(axes), 0)], axes)
 
 
@@ -1195,13 +1194,17 @@ def _unshaped(g, _a, order):
     return g.reshape(_a.shape) if order == "C" else g.T.reshape(_a.shape[::-1]).T
 
 
-def _won(g, lost, tied):
+def _both(vjp):
+    """The rules of a function in which the two operands can change places."""
+    return vjp, lambda g, out, x, y, *rest, **options: vjp(g, out, y, x, *rest, **options)
+
+
+def _won(loses):
     """The gradient of maximum and minimum: nothing to the operand that lost, half to each where they are equal."""
-    return np.where(lost, 0, np.where(tied, g / 2, g))
+    return _both(lambda g, _, x, y: np.where(loses(x, y), 0, np.where(x == y, g / 2, g)))
 
 
-def _items(index):
-    return index if isinstance(index, tuple) else (index,)
+_items = np.index_exp.__getitem__  # the tuple that an index stands for
 
 
 def _is_basic(index):
@@ -1280,10 +1283,9 @@ def _diagonal_vjp(g, _out, _a, offset=0, axis1=0, axis2=1):
     """In a matrix of m columns whose rows stand in a line, a diagonal has every (m + 1)th place."""
     axes, before = _axes(_a, (axis1, axis2)), g.shape[:-1]
     n, m = [_a.shape[axis] for axis in axes]
-    count = max(0, min(n + min(offset, 0), m - max(offset, 0)))
+    places = slice(max(offset, -offset * m), max(0, min(n, m - offset)) * m, m + 1)
+    count = len(range(n * m)[places])
     g = g if g.shape[-1] == count else g * np.ones(count, g.dtype)  # of a sum over the diagonal
-    start = max(offset, -offset * m)
-    places = slice(start, start + count * (m + 1) - m, m + 1)
     line = _scatter(g, (..., places), np.empty((*before, n * m)))
     return np.moveaxis(line.reshape(*before, n, m), (-2, -1), axes)
 
@@ -1315,8 +1317,7 @@ def _tensordot_vjp(i, g, _out, a, b, axes=2):
 
 def _mirrored(x, UPLO="L"):
     """The symmetric matrix that has the lower triangle of x, or the upper one."""
-    lower = np.tri(x.shape[-1], dtype=bool)
-    return np.where(lower if UPLO in "lL" else lower.T, x, _mT(x))
+    return np.where(np.tri(x.shape[-1], dtype=bool) == (UPLO in "lL"), x, _mT(x))
 
 
 def _over_gap(x, gap, turn):
@@ -1353,21 +1354,17 @@ for kind, rules in {
         np.cos:       lambda g, _, x: -g * np.sin(x),                np.tan:     lambda g, out, _x: g + g * out * out,
         np.arcsin:    lambda g, _, x: g / np.sqrt((1 - x) * (1 + x)), np.sinh:    lambda g, _, x: g * np.cosh(x),
         np.arccos:    lambda g, _, x: -g / np.sqrt((1 - x) * (1 + x)), np.cosh:   lambda g, _, x: g * np.sinh(x),
-        np.arccosh:   lambda g, _, x: g / np.sqrt(x - 1) / np.sqrt(x + 1),
+        np.arccosh:   lambda g, _, x: g / np.sqrt(x - 1) / np.sqrt(x + 1), np.square: lambda g, _, x: g * (2 * x),
         np.arctan: lambda g, _, x: g / (h := np.hypot(x, 1)) / h, np.ldexp: (lambda g, _, _x, i: np.ldexp(g, i), None),
         np.arctanh:   lambda g, _, x: g / ((1 - x) * (1 + x)),       np.arcsinh:  lambda g, _, x: g / np.hypot(x, 1),
         _sigmoid:     lambda g, out, _x: g * (out * (1 - out)),       _astype: lambda g, _, _x, _dtype: g,
         np.copysign: (lambda g, out, x, _y: g * np.sign(x) * np.sign(out), lambda g, _, _x, _y: np.zeros_like(g)),
         np.remainder: (lambda g, _, _x, _y: g,                       lambda g, _, x, y: -g * np.floor_divide(x, y)),
-        np.maximum:   (lambda g, _, x, y: _won(g, x < y, x == y),    lambda g, _, x, y: _won(g, y < x, x == y)),
-        np.minimum:   (lambda g, _, x, y: _won(g, x > y, x == y),    lambda g, _, x, y: _won(g, y > x, x == y)),
+        np.maximum: _won(op.lt), np.minimum: _won(op.gt), np.logaddexp: _both(lambda g, _, x, y: g * sigmoid(x - y)),
         np.hypot:     (lambda g, out, x, _y: g * (x / _nonzero(out)), lambda g, out, _x, y: g * (y / _nonzero(out))),
-        np.square:    lambda g, _, x: g * (2 * x),
         np.arctan2:   (lambda g, _, y, x: g * (x / (r := _nonzero(np.hypot(x, y)))) / r,
                        lambda g, _, y, x: -g * (y / (r := _nonzero(np.hypot(x, y)))) / r),
-        np.logaddexp: (lambda g, _, x, y: g * sigmoid(x - y),        lambda g, _, x, y: g * sigmoid(y - x)),
-        np.logaddexp2: (lambda g, _, x, y: g * sigmoid((x - y) * math.log(2)),
-                        lambda g, _, x, y: g * sigmoid((y - x) * math.log(2)))},
+        np.logaddexp2: _both(lambda g, _, x, y: g * sigmoid((x - y) * math.log(2)))},
     "reduction": {
         np.sum: (_sum_vjp,),                                          np.mean: (_mean_vjp,),
         np.var: _var_vjp, np.std: lambda g, out, a, axis=None, *, ddof=0, keepdims=False: (
@@ -1382,9 +1379,9 @@ for kind, rules in {
         np.flip:      lambda g, _, _m, axis=None: np.flip(g, axis),   np.broadcast_to: lambda g, _, _a, shape: g,
         np.convolve: (lambda g, _, _a, v, mode="full": _convolve_vjp(g, _a, v),
                       lambda g, _, a, _v, mode="full": _convolve_vjp(g, _v, a)),
-        np.ravel:     lambda g, _, _a, order="C": _unshaped(g, _a, order),                         np.prod: _prod_vjp,
-        np.squeeze:   lambda g, _, _a, axis=None: g.reshape(_a.shape), np.max: _share,        np.min: _share,
-        np.expand_dims: lambda g, _, _a, axis: g.reshape(_a.shape),   np.cumprod: _cumprod_vjp,
+        np.max: _share, np.min: _share, np.prod: _prod_vjp, np.cumprod: _cumprod_vjp, np.repeat: _repeat_vjp,
+        np.ravel:     lambda g, _, _a, order="C": _unshaped(g, _a, order),
+        **dict.fromkeys((np.squeeze, np.expand_dims), lambda g, _, _a, axis=None: g.reshape(_a.shape)),
         np.reshape:   lambda g, _, _a, shape=None, order="C", *, newshape=None: _unshaped(g, _a, order),
         np.triu: lambda g, _, _m, k=0: np.triu(g, k),                 np.tril: lambda g, _, _m, k=0: np.tril(g, k),
         np.outer:     (lambda g, _, _a, b: (g @ np.ravel(b)).reshape(np.shape(_a)),
@@ -1392,14 +1389,13 @@ for kind, rules in {
         np.tensordot: tuple(functools.partial(_tensordot_vjp, i) for i in (0, 1)),
         np.trace: lambda g, _, _a, offset=0, axis1=0, axis2=1: _diagonal_vjp(g[..., None], _, _a, offset, axis1, axis2),
         np.diag: lambda g, _, _v, k=0: np.diagonal(g, k) if _v.ndim == 1 else _diagonal_vjp(g, _, _v, k),
-        np.diagonal: _diagonal_vjp,        np.repeat: _repeat_vjp,    np.tile: _tile_vjp,
-        np.swapaxes:  lambda g, _, _a, axis1, axis2: g.swapaxes(axis1, axis2),
+        np.swapaxes: lambda g, _, _a, axis1, axis2: g.swapaxes(axis1, axis2),                np.diagonal: _diagonal_vjp,
         np.transpose: lambda g, _, _a, axes=None: g.T if axes is None else np.moveaxis(g, [*range(g.ndim)], axes),
         np.moveaxis:  lambda g, _, _a, source, destination: np.moveaxis(g, destination, source),
         np.roll:    lambda g, _, _a, shift, axis=None: np.roll(g, np.negative([shift], dtype=object).tolist()[0], axis),
         np.cumsum:    lambda g, _, _a, axis=None: np.flip(np.cumsum(np.flip(g, axis), axis), axis).reshape(_a.shape),
         np.nan_to_num: lambda g, _, x, *, nan=0.0, posinf=None, neginf=None: np.where(np.isfinite(x), g, 0),
-        op.getitem: _item_vjp,             _add_at: lambda g, _, _values, index, like: _gather(g, index),
+        op.getitem: _item_vjp, np.tile: _tile_vjp, _add_at: lambda g, _, _values, index, like: _gather(g, index),
         np.linalg.solve: (lambda g, out, a, _b: -(np.linalg.solve(_mT(a), _columns(g, _b)) @ _mT(_columns(out, _b))),
                           lambda g, _, a, _b: np.linalg.solve(_mT(a), _columns(g, _b)).reshape(g.shape)),
         np.linalg.inv: lambda g, out, _a: -(_mT(out) @ g @ _mT(out)),
@@ -1423,8 +1419,8 @@ _limited = defvjp(lambda a, low, high: np.clip(a, low, high),
 _padded = defvjp(lambda array, width, value: np.pad(array, width, constant_values=value),
                  lambda g, _, _array, width, _value: g[tuple([slice(before, before + n) for (before, _), n in zip(
                      np.broadcast_to(width, (g.ndim, 2)).tolist(), _array.shape, strict=True)])], None)
-_difference = defvjp(lambda a, axis: np.diff(a, 1, axis),
-                     lambda g, _, _a, axis: -np.diff(g, 1, axis, g.dtype.type(0), g.dtype.type(0)))
+_differences = defvjp(lambda a, n, axis: np.diff(a, n, axis), lambda g, _, _a, n, axis: functools.reduce(
+    lambda g, zero: -np.diff(g, 1, axis, zero, zero), [g.dtype.type(0)] * min(n, _a.shape[axis]), g))
 # Seeger et al., 2017, "Auto-differentiating linear algebra", for a symmetric matrix.
 _cholesky = defvjp(functools.partial(np.linalg.cholesky, upper=False),  # which no library takes for the upper one
                    lambda g, out, _a: _mT(x := np.linalg.inv(out)) @ _mirrored(_mT(out) @ g) @ x / 2)
@@ -1439,21 +1435,15 @@ _pinv_of_lstsq = defvjp(lambda a: np.linalg.pinv(a, np.finfo(float).eps * max(a.
 _exact = defvjp(lambda value, _way: value, None, lambda g, _, _value, _way: g)
 # The sum of weights as it is, but with NumPy's error for 0, under jit too.
 _total_weight = defvjp(lambda s: np.average(s[..., None], -1, s[..., None], returned=True)[1], lambda g, _, _s: g)
-# fmt: on
-
-
-def _mean(a):
-    """NumPy's mean of all elements: their sum, divided, which is all that it does, but in half of the time."""
-    return a.sum() / a.size if a.__class__ is _ndarray and a.size and a.dtype.char in "fd" else np.mean(a)
-
-
 # The quickest ways to some values. Python's own operators are many times faster on NumPy scalars. (But of a Python
-# float, NumPy's functions make one of NumPy's numbers.)
-for function, compute in dict[Any, Any]({np.negative: op.neg, np.positive: op.pos, np.absolute: abs}).items():
+# float, NumPy's functions make one of NumPy's numbers.) The mean is the sum, divided, in half of the time.
+for function, compute in dict[Any, Any]({
+    np.negative: op.neg, np.positive: op.pos, np.absolute: abs,
+    np.sum: op.methodcaller("sum"), np.max: op.methodcaller("max"), np.min: op.methodcaller("min"),
+    np.mean: lambda a: a.sum() / a.size if a.__class__ is _ndarray and a.size and a.dtype.char in "fd" else np.mean(a),
+}).items():
     _table[function].quick = _unary(_table[function], compute, function)
-for function in np.sum, np.max, np.min:
-    _table[function].quick = _unary(_table[function], op.methodcaller(function.__name__), function)
-_table[np.mean].quick = _unary(_table[np.mean], _mean, np.mean)
+# fmt: on
 _table[op.getitem].compute = lambda x, index: _as_array(x)[index]
 
 # What follows says NumPy's functions in others of the table, with NumPy's names for the parameters.
@@ -1462,11 +1452,6 @@ _table[op.getitem].compute = lambda x, index: _as_array(x)[index]
 def _clip(a, a_min=None, a_max=None, *, min=None, max=None):
     low, high = a_min if min is None else min, a_max if max is None else max
     return _limited(a, -math.inf if low is None else low, math.inf if high is None else high)
-
-
-def _root(x, p=2):
-    """x**(1 / p), with a gradient of 0 where x is 0."""
-    return np.where(x == 0, 0, _nonzero(x) ** (1 / p))
 
 
 def _average(a, axis=None, weights=None, *, keepdims=False):
@@ -1489,14 +1474,12 @@ def _take(a, indices, axis=None, mode="raise"):
     return a[(*[slice(None)] * before, index)]
 
 
-def _ordered(compute, a, q, axis, method="linear"):
+def _ordered(function, a, axis, keepdims, *q, **method):
     """A value that NumPy computes of the elements in order: those around the places that it says have their shares."""
     ordered = np.sort(_merged(a, axis))
-    places = np.arange(float(ordered.shape[-1] or 1))
-    at = np.quantile(places, np.ravel(np.asarray(q)), method=method)
-    value = compute(a.detach())
-    if not ordered.size:
-        return value
+    places = np.arange(float(ordered.shape[-1]))
+    at = np.quantile(places if places.size else 0.0, np.ravel(np.asarray(q or 0.5)), **method)
+    value = function(a.detach(), *q, axis, keepdims=keepdims, **method)
     way = ordered @ np.maximum(0, 1 - np.abs(places[:, None] - at)).astype(value.dtype)
     return _exact(value, np.moveaxis(way, -1, 0).reshape(value.shape))
 
@@ -1513,7 +1496,6 @@ def _gradient(f, *varargs, axis=None, edge_order=1):
     _check_local(np.gradient, f)
     f, axes = _as_tensor(f), _axes(f, axis)
     values = np.gradient(f.detach(), *map(np.asarray, varargs), axis=axis, edge_order=edge_order)
-    spacings = varargs if len(varargs) == len(axes) else (varargs or (1.0,)) * len(axes)
 
     def along(axis, spacing):
         at, tooth = np.arange(f.shape[axis]), np.arange(3)[:, None]
@@ -1521,7 +1503,7 @@ def _gradient(f, *varargs, axis=None, edge_order=1):
         weights = np.gradient((at % 3 == tooth) * f.dtype.type(1), spacing, axis=1, edge_order=edge_order)
         return np.moveaxis((np.moveaxis(f, axis, -1)[..., start + (tooth - start) % 3] * weights).sum(-2), -1, axis)
 
-    return _filled(values, map(_exact, _leaves(values), map(along, axes, spacings)))
+    return _filled(values, map(_exact, _leaves(values), map(along, axes, itertools.cycle(varargs or [1.0]))))
 
 
 def _sinc(x):
@@ -1536,10 +1518,7 @@ def _diff(a, n=1, axis=-1, prepend=np._NoValue, append=np._NoValue):
     _check(n >= 0 and a.ndim, f"np.diff of shape {a.shape}, {n} times: it takes an axis, and no negative times")
     one = [1 if i == axis % a.ndim else length for i, length in enumerate(a.shape)]
     parts = [x if np.ndim(x) else np.broadcast_to(x, one) for x in (prepend, a, append) if x is not np._NoValue]
-    a = np.concatenate(parts, axis) if len(parts) > 1 else a
-    for _ in range(min(n, a.shape[axis])):
-        a = _difference(a, axis)
-    return a
+    return _differences(np.concatenate(parts, axis) if len(parts) > 1 else a, n, axis)
 
 
 def _norm(x, ord=None, axis=None, keepdims=False):
@@ -1572,11 +1551,8 @@ def _lstsq(a, b):
 def _kron(a, b):
     """All products of two elements, in the order of (row of a, row of b, column of a, column of b), and so on."""
     a, b = _as_tensor(a), _as_tensor(b)
-    n = max(a.ndim, b.ndim)
-    shapes = [(1,) * (n - x.ndim) + x.shape for x in (a, b)]
-    a = a.reshape([*itertools.chain(*[(length, 1) for length in shapes[0]])])
-    b = b.reshape([*itertools.chain(*[(1, length) for length in shapes[1]])])
-    return (a * b).reshape([*map(op.mul, *shapes)])
+    products = a.reshape([n for m in a.shape for n in (m, 1)]) * b.reshape([n for m in b.shape for n in (1, m)])
+    return products.reshape([*map(op.mul, products.shape[::2], products.shape[1::2])])
 
 
 def _cross(a, b, axisa=-1, axisb=-1, axisc=-1, axis=None):
@@ -1668,60 +1644,59 @@ def _lengthen(function, *arys):
 
 # fmt: off
 for names, expression in {
-    "amax": np.max, **{f"atleast_{n}d": functools.partial(_lengthen, getattr(np, f"atleast_{n}d")) for n in (1, 2, 3)},
-    "clip": _clip, "amin": np.min, "stack": functools.partial(_join, np.stack),
-    "average": _average, "conjugate real real_if_close": lambda a, tol=100: +a,
-    "hstack": lambda tup: _joined(int(np.ndim(tup[0]) > 1), tup, 1), "pad": _pad, "copy": lambda a: +a,
-    "cross": _cross, "fmax": lambda x, y: np.where(np.greater_equal(x, y) | np.not_equal(y, y), x, y),
-    "fabs": abs, "inner": lambda a, b: a @ np.transpose(b) if np.ndim(a) and 0 < np.ndim(b) < 3 else (
-        np.tensordot(a, b, (-1, -1) if np.ndim(a) and np.ndim(b) else 0)),
-    "fmin": lambda x, y: np.where(np.less_equal(x, y) | np.not_equal(y, y), x, y),
-    "einsum": _einsum, "dstack": lambda tup: _joined(2, tup, 3), "linalg.norm": _norm,
-    "linalg.matmul": op.matmul, "vstack": lambda tup: _joined(0, tup, 2), "take": _take,
-    "median": lambda a, axis=None, *, keepdims=False: (
-        _ordered(lambda x: np.median(x, axis, keepdims=keepdims), a, 0.5, axis)),
-    "quantile": lambda a, q, axis=None, *, method="linear", keepdims=False: _ordered(
-        lambda x: np.quantile(x, q, axis, method=method, keepdims=keepdims), a, q, axis, method),
-    "linalg.matrix_transpose": _mT,
-    "linalg.tensordot": lambda x1, x2, axes=2: np.tensordot(x1, x2, axes), "fliplr": lambda m: np.flip(m, 1),
-    "flipud": lambda m: np.flip(m, 0), "deg2rad radians": lambda x: x * (math.pi / 180), "matrix_transpose": _mT,
-    "rad2deg degrees": lambda x: x * (180 / math.pi), "vdot": lambda a, b: np.ravel(a) @ np.ravel(b),
-    "concatenate": functools.partial(_join, np.concatenate), "reciprocal": lambda x: 1 / x,
-    "diff": _diff, "full_like": lambda a, fill_value, dtype=None, *, shape=None: (
+    # Elements.
+    "conjugate real real_if_close": lambda a, tol=100: +a, "copy": lambda a: +a, "fabs": abs, "clip": _clip,
+    "deg2rad radians": lambda x: x * (math.pi / 180), "rad2deg degrees": lambda x: x * (180 / math.pi),
+    "fmax": lambda x, y: np.where(np.greater_equal(x, y) | np.not_equal(y, y), x, y), "reciprocal": lambda x: 1 / x,
+    "fmin": lambda x, y: np.where(np.less_equal(x, y) | np.not_equal(y, y), x, y), "interp": _interp, "sinc": _sinc,
+    "full_like": lambda a, fill_value, dtype=None, *, shape=None: (
         _whole(_as_tensor(fill_value) if np.ndim(fill_value) else fill_value, np.zeros_like(a, dtype, shape=shape))),
-    **{name: functools.partial(_move, getattr(np, name), slice(0, 1)) for name in (
-        "block", "delete", "rot90", "take_along_axis")},
-    "meshgrid": functools.partial(_move, np.meshgrid, slice(0, None)), "kron": _kron,
-    "compress": lambda condition, a, axis=None: _move(np.compress, slice(1, 2), condition, a, axis),
-    **{f.__name__: functools.partial(_split, f) for f in (np.split, np.array_split, np.hsplit, np.vsplit, np.dsplit)},
+    "linspace": lambda start, stop, num=50, endpoint=True, *, axis=0: np.moveaxis(start * (
+        1 - (w := np.linspace(np.zeros_like(stop - start), 1, num, endpoint))) + stop * w, 0, axis),
+    "select": lambda condlist, choicelist, default=0: functools.reduce(
+        lambda rest, pair: np.where(pair[0], pair[1], rest), [*zip(condlist, choicelist, strict=True)][::-1], default),
+    # Reductions, and what goes along an axis.
+    "amax": np.max, "amin": np.min, "average": _average, "diff": _diff, "gradient": _gradient, "linalg.norm": _norm,
+    "ptp": lambda a, axis=None, *, keepdims=False: a.max(axis, keepdims=keepdims) - a.min(axis, keepdims=keepdims),
+    "nanstd": lambda a, axis=None, **given: np.where((x := np.nanvar(a, axis, **given)) == 0, 0, np.sqrt(_nonzero(x))),
+    "median": lambda a, axis=None, *, keepdims=False: _ordered(np.median, a, axis, keepdims),
+    "quantile": lambda a, q, axis=None, *, method="linear", keepdims=False: (
+        _ordered(np.quantile, a, axis, keepdims, q, method=method)),
+    "percentile": lambda a, q, axis=None, **options: np.quantile(a, np.divide(q, a.dtype.type(100)), axis, **options),
+    "sort": lambda a, axis=-1, kind=None, **stable: np.take_along_axis(a, np.argsort(a, axis, kind, **stable), axis),
+    "partition": lambda a, kth, axis=-1, kind="introselect": np.take_along_axis(np.sort(a, axis), np.argsort(
+        np.argsort(np.partition(a.detach(), kth, axis, kind), axis), axis), axis),
+    # Products.
     "dot": lambda a, b: a @ b if np.ndim(a) and 0 < np.ndim(b) < 3 else (
         np.tensordot(a, b, (-1, -2) if np.ndim(a) and np.ndim(b) else 0)),
+    "inner": lambda a, b: a @ np.transpose(b) if np.ndim(a) and 0 < np.ndim(b) < 3 else (
+        np.tensordot(a, b, (-1, -1) if np.ndim(a) and np.ndim(b) else 0)),
+    "vdot": lambda a, b: np.ravel(a) @ np.ravel(b), "linalg.matmul": op.matmul, "cross": _cross, "kron": _kron,
+    "linalg.tensordot": lambda x1, x2, axes=2: np.tensordot(x1, x2, axes), "einsum": _einsum,
     "linalg.slogdet": lambda a: np.linalg.slogdet(np.eye(1))._replace(sign=_sign_of_det(a), logabsdet=_log_of_det(a)),
     "linalg.eigh": lambda a, UPLO="L": _filled(np.linalg.eigh(np.eye(1)), [
         (vw := _vw(_mirrored(a, UPLO), UPLO))[..., -1, :], vw[..., :-1, :]]),
-    "linalg.qr": lambda a: _filled(np.linalg.qr(np.eye(1)), [q := _q(a[..., : a.shape[-2:][0]]), np.triu(_mT(q) @ a)]),
     "linalg.eigvalsh": lambda a, UPLO="L": np.linalg.eigh(a, UPLO)[0], "linalg.svd": _svd, "linalg.lstsq": _lstsq,
-    "linalg.cholesky": lambda a: _cholesky(_mirrored(a)), "ndim shape size": None,
-    "ptp": lambda a, axis=None, *, keepdims=False: a.max(axis, keepdims=keepdims) - a.min(axis, keepdims=keepdims),
+    "linalg.qr": lambda a: _filled(np.linalg.qr(np.eye(1)), [q := _q(a[..., : a.shape[-2:][0]]), np.triu(_mT(q) @ a)]),
+    "linalg.cholesky": lambda a: _cholesky(_mirrored(a)), "linalg.matrix_transpose matrix_transpose": _mT,
+    # Places.
+    "concatenate": functools.partial(_join, np.concatenate), "stack": functools.partial(_join, np.stack),
+    "hstack": lambda tup: _joined(int(np.ndim(tup[0]) > 1), tup, 1), "vstack": lambda tup: _joined(0, tup, 2),
+    "append": lambda arr, values, axis=None: np.concatenate([arr, values], axis), "fliplr": lambda m: np.flip(m, 1),
     "column_stack": lambda tup: np.concatenate([a if np.ndim(a) > 1 else np.reshape(a, (-1, 1)) for a in tup], 1),
-    # Functions whose values come from NumPy, or that pick from their arguments.
-    "append": lambda arr, values, axis=None: np.concatenate([arr, values], axis), "sinc": _sinc,
-    "gradient": _gradient, "interp": _interp,
-    "linspace": lambda start, stop, num=50, endpoint=True, *, axis=0: np.moveaxis(start * (
-        1 - (w := np.linspace(np.zeros_like(stop - start), 1, num, endpoint))) + stop * w, 0, axis),
-    "nanstd": lambda a, axis=None, *, ddof=0, keepdims=False: _root(np.nanvar(a, axis, ddof=ddof, keepdims=keepdims)),
-    "partition": lambda a, kth, axis=-1, kind="introselect": np.take_along_axis(np.sort(a, axis), np.argsort(
-        np.argsort(np.partition(a.detach(), kth, axis, kind), axis), axis), axis),
-    "percentile": lambda a, q, axis=None, **options: np.quantile(a, np.divide(q, a.dtype.type(100)), axis, **options),
+    **{f"atleast_{n}d": functools.partial(_lengthen, getattr(np, f"atleast_{n}d")) for n in (1, 2, 3)}, "pad": _pad,
+    **{f.__name__: functools.partial(_split, f) for f in (np.split, np.array_split, np.hsplit, np.vsplit, np.dsplit)},
+    **{f.__name__: functools.partial(_move, f, slice(0, 1)) for f in (
+        np.block, np.delete, np.rot90, np.take_along_axis)}, "flipud": lambda m: np.flip(m, 0), "take": _take,
+    "meshgrid": functools.partial(_move, np.meshgrid, slice(0, None)), "dstack": lambda tup: _joined(2, tup, 3),
+    "compress": lambda condition, a, axis=None: _move(np.compress, slice(1, 2), condition, a, axis),
     "rollaxis": lambda a, axis, start=0: np.transpose(a, np.rollaxis(np.empty(range(np.ndim(a))), axis, start).shape),
-    "select": lambda condlist, choicelist, default=0: functools.reduce(
-        lambda rest, pair: np.where(pair[0], pair[1], rest), [*zip(condlist, choicelist, strict=True)][::-1], default),
-    "sort": lambda a, axis=-1, kind=None, **stable: np.take_along_axis(a, np.argsort(a, axis, kind, **stable), axis),
+    # Functions whose values come from NumPy.
     """all allclose angle any argmax argmin argpartition argsort argwhere around array_equal array_equiv bitwise_and
     bitwise_or bitwise_xor ceil count_nonzero empty_like equal fix flatnonzero floor floor_divide greater
     greater_equal imag invert isclose iscomplex iscomplexobj isfinite isin isinf isnan isneginf isposinf isreal
-    isrealobj less less_equal logical_and logical_not logical_or logical_xor nonzero not_equal ones_like result_type
-    rint round searchsorted sign signbit trunc zeros_like""": None,
+    isrealobj less less_equal logical_and logical_not logical_or logical_xor ndim nonzero not_equal ones_like
+    result_type rint round searchsorted shape sign signbit size trunc zeros_like""": None,
 }.items():
     for name in names.split():
         with contextlib.suppress(AttributeError):  # NumPy's releases differ
