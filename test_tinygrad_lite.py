@@ -1187,6 +1187,7 @@ def test_methods_of_numpys_arrays_do_what_they_do_there():
     assert x[0, 0] == 3.0
     assert (np.iscomplexobj(t), np.isrealobj(t)) == (False, True)
     assert jit(lambda x: x * 2 if np.isrealobj(x) else x)(x)[0, 0] == 6.0
+    np.testing.assert_array_equal(jit(grad(lambda x: x.trace() * 2))(x), [[2, 0, 0], [0, 2, 0]])
 
 
 def test_masks_under_jit_are_refused_where_a_shape_depends_on_them():

@@ -2191,15 +2191,15 @@ class _Traced(Tensor):
     """A Tensor that carries its line, while the function is traced."""
 
     def __init__(self, trace, line, value, node=None):
-        self.trace, self.line, self.value, self._node = trace, line, value, node
+        self._trace, self.line, self.value, self._node = trace, line, value, node
 
     @property
     def _value(self):
-        _check(_thread.observer is self.trace, "a Tensor of jit() was used outside: return it instead", TypeError)
+        _check(_thread.observer is self._trace, "a Tensor of jit() was used outside: return it instead", TypeError)
         return self.value
 
     def _at(self, node):
-        return _Traced(self.trace, self.line, self.value, node)
+        return _Traced(self._trace, self.line, self.value, node)
 
     def __repr__(self):
         return f"<of shape {self.shape}, traced>"
