@@ -1094,6 +1094,11 @@ def test_masks_of_reductions_take_the_gradient_from_what_they_leave_out():
     out.backward()
     assert (out.item(), half.grad.dtype, half.grad[0]) == (2.0, np.float16, 0.0)
     np.testing.assert_allclose(half.grad[-1], 1e-4, rtol=1e-3)
+    rows, mask = np.ones((5000, 2), np.float16), np.ones((5000, 2), bool)  # more than float16 counts one by one
+    for f in (lambda x: np.mean(x, 0, where=mask).sum(), lambda x: np.nanmean(x, 0).sum()):
+        np.testing.assert_array_equal(grad(f)(rows), np.full(rows.shape, 1 / 5000, np.float16), strict=True)
+    rows[::2] = -1.0
+    np.testing.assert_allclose(grad(lambda x: np.nanvar(x, 0)[0] * 5000)(rows)[:2, 0], [-2, 2], rtol=1e-3)
 
 
 def test_sinc_has_all_its_derivatives_near_0():
@@ -1877,6 +1882,13 @@ def test_clip_passes_gradients_to_bounds_that_are_tensors():
     crossed = leaf(5.0)
     leaf([0.0, 9.0]).clip(crossed, 1.0).sum().backward()
     assert crossed.grad == 0.0
+    # The upper limit is what comes of it, also where it is the lower one or below, whatever else is equal.
+    high = leaf(0.0)
+    np.clip([2.0, 3.0], 0.0, high).sum().backward()
+    assert high.grad == 2.0
+    x, high = leaf([1.0, 2.0]), leaf(1.0)
+    np.clip(x, 3.0, high).sum().backward()
+    assert (x.grad.tolist(), high.grad) == ([0.0, 0.0], 2.0)
 
 
 def log_det_of_symmetric(name: str) -> Any:

@@ -1187,8 +1187,9 @@ def _sum_vjp(g, _out, _a, axis=None, *, keepdims=False, where=True, initial=0):
 
 
 def _mean_vjp(g, _out, _a, axis=None, *, keepdims=False, where=True):
-    n = None if where is True else np.broadcast_to(where, _a.shape).sum(axis, g.dtype, keepdims=keepdims)
-    return _sum_vjp(g * (_out.size / (_a.size or 1)) if n is None else g / n, _out, _a, axis, where=where)
+    n = None if where is True else np.broadcast_to(where, _a.shape).sum(axis, keepdims=keepdims)
+    g = g * (_out.size / (_a.size or 1)) if n is None else (g / n).astype(g.dtype)
+    return _sum_vjp(g, _out, _a, axis, where=where)
 
 
 def _share(g, out, a, axis=None, *, keepdims=False, where=True, initial=math.nan):
@@ -1394,8 +1395,8 @@ for kind, rules in {
                vjp(g, out, a, axis, keepdims=keepdims, where=~np.isnan(a))) for nan_function, vjp in {
             np.nansum: _sum_vjp, np.nanmean: _mean_vjp, np.nanmax: _share, np.nanmin: _share}.items()},
         np.nanvar: lambda g, _out, a, axis=None, *, ddof=0, keepdims=False: (
-            np.where(np.isnan(a), 0, a - np.nanmean(a, axis, keepdims=True)) * _spread(2 * g / np.maximum(
-                np.sum(~np.isnan(a), axis, g.dtype, keepdims=keepdims) - ddof, 0), _out, a, axis)),
+            np.where(np.isnan(a), 0, a - np.nanmean(a, axis, keepdims=True)) * _spread((2 * g / np.maximum(
+                np.sum(~np.isnan(a), axis, keepdims=keepdims) - ddof, 0)).astype(g.dtype), _out, a, axis)),
         np.flip:      lambda g, _, _m, axis=None: np.flip(g, axis),   np.broadcast_to: lambda g, _, _a, shape: g,
         np.convolve: (lambda g, _, _a, v, mode="full": _convolve_vjp(g, _a, v),
                       lambda g, _, a, _v, mode="full": _convolve_vjp(g, _v, a)),
@@ -1434,9 +1435,9 @@ _sign_of_det = defvjp(lambda a: np.linalg.slogdet(a)[0], None)
 _log_of_det = defvjp(lambda a: np.linalg.slogdet(a)[1], lambda g, _, a: g[..., None, None] * _mT(np.linalg.inv(a)))
 _length = defvjp(lambda x, p, axis, keepdims: np.linalg.norm(x, p, axis, keepdims), _length_vjp)
 _limited = defvjp(lambda a, low, high: np.clip(a, low, high),
-                  lambda g, out, a, _low, _high: np.where((out == a) | (a != a), g, 0),
+                  lambda g, out, a, low, high: np.where(((out == a) & (low <= high)) | (a != a), g, 0),
                   lambda g, out, a, low, _high: np.where((a < low) & (out == low), g, 0),
-                  lambda g, out, a, low, high: np.where((out == high) & (out != a) & (out != low), g, 0))
+                  lambda g, out, a, low, high: np.where((out == high) & ((a > high) | (low > high)), g, 0))
 _padded = defvjp(lambda array, width, value: np.pad(array, width, constant_values=value),
                  lambda g, _, _array, width, _value: g[tuple([slice(before, before + n) for (before, _), n in zip(
                      np.broadcast_to(width, (g.ndim, 2)).tolist(), _array.shape, strict=True)])], None)
