@@ -1023,7 +1023,7 @@ for attribute, method in {
        "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor, "mod": np.mod, "floordiv": np.floor_divide
        }.items() for side, method in zip(("", "r"), _operator(function, getattr(op, f"__{name}__")), strict=True)
        if hasattr(int, f"__{side}{name}__")},
-    "flatten": lambda t, order="C": (+t).ravel(order=order), "nbytes": property(lambda t: t.size * t.dtype.itemsize),
+    "flatten": lambda t, *a, **order: (+t).ravel(*a, **order), "nbytes": property(lambda t: t.size * t.dtype.itemsize),
     "real": property(_method(np.real)), "imag": property(_method(np.imag)), "__round__": _method(np.round),
     "sort": lambda t, *_, **options: _check(False, _no_writing, TypeError), "tolist": lambda t: np.asarray(t).tolist(),
     # Axes and elements.
@@ -1502,8 +1502,8 @@ def _average(a, axis=None, weights=None, *, keepdims=False):
 def _take(a, indices, axis=None, mode="raise"):
     a, index = np.ravel(a) if axis is None else np.atleast_1d(a), _as_tensor(indices)
     _check(index.dtype.kind in "biu" or not index.size, f"np.take takes integers, not {index.dtype}", TypeError)
-    before = _axes(a, axis or 0)[0]
-    index = index.astype(int) if mode == "raise" else np.take(Tensor(np.arange(a.shape[before])), index, mode=mode)
+    (before,), index = _axes(a, axis or 0), index.astype(int)
+    index = index if mode == "raise" else np.take(Tensor(np.arange(a.shape[before])), index, mode=mode)
     return a[(*[slice(None)] * before, index)]
 
 
@@ -1551,9 +1551,9 @@ def _sinc(x):
 
 
 def _diff(a, n=1, axis=-1, prepend=np._NoValue, append=np._NoValue):
-    _check(n >= 0 and a.ndim, f"np.diff of shape {a.shape}, {n} times: it takes an axis, and no negative times")
+    _check((a := _as_tensor(a)).ndim and n >= 0, f"np.diff of {a.shape}, {n} times, takes an axis, no negative times")
     one = [1 if i == axis % a.ndim else length for i, length in enumerate(a.shape)]
-    parts = [x if np.ndim(x) else np.broadcast_to(x, one) for x in (prepend, a, append) if x is not np._NoValue]
+    parts = [x if np.ndim(x) else np.broadcast_to(x, one) for x in (prepend, a, append) if n and x is not np._NoValue]
     a = np.concatenate(parts, axis) if len(parts) > 1 else a
     for _ in range(min(n, a.shape[axis])):
         a = _difference(a, axis)
@@ -1646,16 +1646,14 @@ def _einsum(*operands, optimize=False):
     return row.call(lambda *x: np.einsum(f"{terms}->{result}", *x, optimize=optimize), [*map(_as_tensor, arrays)], {})
 
 
-def _move(function, at, first, *rest, **options):
-    """A function that moves the elements of arrays, the arguments at a slice: what it does to numbers says where to."""
-    args = (first, *rest)
-    _check_local(function, args, options)
-    arrays = _leaves(args[at])
-    ends = itertools.accumulate(map(np.size, arrays))
-    numbers = [np.arange(end - np.size(x), end).reshape(np.shape(x)) for x, end in zip(arrays, ends, strict=True)]
-    flat = np.concatenate([*map(np.ravel, arrays)]) if len(arrays) > 1 else np.ravel(arrays[0])
-    moved = function(*args[: at.start], *_filled(args[at], numbers), *args[len(args[: at.stop]) :], **options)
-    return _map(lambda places: flat[places], moved)
+def _move(function, arrays, *rest, **options):
+    """A function that moves the elements of arrays: what it does to numbers says where to."""
+    leaves = _leaves(arrays)
+    _check_local(function, leaves, rest, options)
+    ends = itertools.accumulate(map(np.size, leaves))
+    numbers = [np.arange(end - np.size(x), end).reshape(np.shape(x)) for x, end in zip(leaves, ends, strict=True)]
+    flat = np.concatenate([*map(np.ravel, leaves)]) if len(leaves) > 1 else np.ravel(leaves[0])
+    return flat[function(_filled(arrays, numbers), *rest, **options)]
 
 
 def _split(function, ary, indices_or_sections, *axis):
@@ -1668,9 +1666,10 @@ def _split(function, ary, indices_or_sections, *axis):
 
 def _pad(array, pad_width, mode="constant", *, constant_values=0):
     _check(mode in {"constant", "edge", "reflect", "symmetric", "wrap"}, f"np.pad with {mode=} has no rule", TypeError)
-    if mode == "constant" and not isinstance(pad_width, dict):
-        return _padded(array, pad_width, constant_values)
-    return _move(np.pad, slice(0, 1), array, pad_width, mode)
+    if isinstance(pad_width, dict):
+        pad_width = [np.full(2, pad_width.get(i) or pad_width.get(i - array.ndim) or 0) for i in range(array.ndim)]
+    pad_width = np.asarray(pad_width).tolist()  # which jit takes as fixed
+    return _padded(array, pad_width, constant_values) if mode == "constant" else _move(np.pad, array, pad_width, mode)
 
 
 def _joined(axis, arrays, ndim):
@@ -1707,10 +1706,10 @@ for names, expression in {
     "concatenate": functools.partial(_join, np.concatenate), "reciprocal": lambda x: 1 / x,
     "diff": _diff, "full_like": lambda a, fill_value, dtype=None, *, shape=None: (
         _whole(_as_tensor(fill_value) if np.ndim(fill_value) else fill_value, np.zeros_like(a, dtype, shape=shape))),
-    **{name: functools.partial(_move, getattr(np, name), slice(0, 1)) for name in (
-        "block", "delete", "rot90", "take_along_axis")},
-    "meshgrid": functools.partial(_move, np.meshgrid, slice(0, None)), "kron": _kron,
-    "compress": lambda condition, a, axis=None: _move(np.compress, slice(1, 2), condition, a, axis),
+    **{f.__name__: functools.partial(_move, f) for f in (np.block, np.delete, np.rot90, np.take_along_axis)},
+    "meshgrid": lambda *xi, **options: tuple(map(lambda x, places: np.ravel(x)[places], xi, np.meshgrid(
+        *[np.arange(np.size(x)) for x in xi], **options))), "kron": _kron,
+    "compress": lambda condition, a, axis=None: np.take(a, np.flatnonzero(condition), axis),
     **{f.__name__: functools.partial(_split, f) for f in (np.split, np.array_split, np.hsplit, np.vsplit, np.dsplit)},
     "dot": lambda a, b: a @ b if np.ndim(a) and 0 < np.ndim(b) < 3 else (
         np.tensordot(a, b, (-1, -2) if np.ndim(a) and np.ndim(b) else 0)),
@@ -1733,7 +1732,8 @@ for names, expression in {
     "percentile": lambda a, q, axis=None, **options: np.quantile(a, np.divide(q, a.dtype.type(100)), axis, **options),
     "rollaxis": lambda a, axis, start=0: np.transpose(a, np.rollaxis(np.empty(range(np.ndim(a))), axis, start).shape),
     "select": lambda condlist, choicelist, default=0: functools.reduce(
-        lambda rest, pair: np.where(pair[0], pair[1], rest), [*zip(condlist, choicelist, strict=True)][::-1], default),
+        lambda rest, pair: np.where(pair[0], pair[1], rest), [*zip(condlist, choicelist, strict=True)][::-1],
+        _as_tensor(default).astype(np.result_type(default, *_leaves(choicelist)))),
     "sort": lambda a, axis=-1, kind=None, **stable: np.take_along_axis(a, np.argsort(a, axis, kind, **stable), axis),
     """all allclose angle any argmax argmin argpartition argsort argwhere around array_equal array_equiv bitwise_and
     bitwise_or bitwise_xor ceil count_nonzero empty_like equal fix flatnonzero floor floor_divide greater
@@ -2237,7 +2237,7 @@ _sized_by_values = {(np.argwhere, 1), (np.flatnonzero, 1), (np.nonzero, 1), (np.
 
 def _literal(x):
     """The text of what may stand in the source: its repr if it is of exactly these types, or NumPy's name for it."""
-    if type(x) in _plain_types:
+    if type(x) in (*_plain_types, dict):  # the widths of np.pad
         return f"({x!r})" if type(x) is int and x < 0 else repr(x)
     if type(x) is slice:  # as it stands in brackets, for it is nowhere else
         texts = [*map(_literal, (x.start, x.stop, x.step))]
