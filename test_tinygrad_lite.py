@@ -1193,12 +1193,30 @@ def test_methods_of_numpys_arrays_do_what_they_do_there():
     assert (t.nbytes, leaf(x, np.float32).nbytes, Tensor(1.0).nbytes) == (48, 24, 8)
     assert t.detach().tolist() == x.tolist()
     assert (Tensor(2.5).tolist(), Tensor([True]).tolist()) == (2.5, [True])
+    assert Tensor(x > 0).flatten().tolist() == [True, False, True, True, True, False]
     flat = Tensor(x).flatten()
     flat.data[0] = 9.0  # a copy, as in NumPy
     assert x[0, 0] == 3.0
     assert (np.iscomplexobj(t), np.isrealobj(t)) == (False, True)
     assert jit(lambda x: x * 2 if np.isrealobj(x) else x)(x)[0, 0] == 6.0
     np.testing.assert_array_equal(jit(grad(lambda x: x.trace() * 2))(x), [[2, 0, 0], [0, 2, 0]])
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda n: np.select([n > 1], [n], -n),
+        lambda n: np.meshgrid(n, n)[1],
+        lambda n: np.append(n, n),
+        lambda n: np.convolve(n, n),
+        lambda n: np.interp(n, n, n * n),
+        lambda n: np.searchsorted(n, n),
+        lambda n: np.linalg.lstsq(np.diag(n), n)[0],
+    ],
+)
+def test_integers_under_jit_are_elements_and_no_lengths(f):
+    n = np.array([1, 2, 4])
+    np.testing.assert_array_equal(jit(f)(n), f(n), strict=True)
 
 
 def test_masks_under_jit_are_refused_where_a_shape_depends_on_them():

@@ -1023,7 +1023,7 @@ for attribute, method in {
        "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor, "mod": np.mod, "floordiv": np.floor_divide
        }.items() for side, method in zip(("", "r"), _operator(function, getattr(op, f"__{name}__")), strict=True)
        if hasattr(int, f"__{side}{name}__")},
-    "flatten": lambda t, *a, **order: (+t).ravel(*a, **order), "nbytes": property(lambda t: t.size * t.dtype.itemsize),
+    "flatten": lambda t, *a, **o: t.copy().ravel(*a, **o), "nbytes": property(lambda t: t.size * t.dtype.itemsize),
     "real": property(_method(np.real)), "imag": property(_method(np.imag)), "__round__": _method(np.round),
     "sort": lambda t, *_, **options: _check(False, _no_writing, TypeError), "tolist": lambda t: np.asarray(t).tolist(),
     # Axes and elements.
@@ -2232,6 +2232,7 @@ _spelled = {_whole, _add_at, *_patterns, *_methods}  # all but by their names
 _of_elements = {np.where, np.take, np.take_along_axis, np.clip, np.full_like, np.isclose, np.allclose}
 _of_elements |= {np.array_equal, np.array_equiv, np.isin, np.dot, np.inner, np.outer, np.vdot, np.kron, np.tensordot}
 _of_elements |= {np.einsum, np.cross, np.average, np.linalg.solve, np.linalg.matmul, np.linalg.tensordot}
+_of_elements |= {np.select, np.meshgrid, np.append, np.convolve, np.interp, np.searchsorted, np.linalg.lstsq}
 _sized_by_values = {(np.argwhere, 1), (np.flatnonzero, 1), (np.nonzero, 1), (np.where, 1)}  # with so many arguments
 
 
