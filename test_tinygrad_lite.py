@@ -410,7 +410,7 @@ CATALOGUE |= {
     "select": [
         *[Own([MASK, ~MASK], [X, X]), Own([MASK], [V], S), Own([MASK[0], [True, False, False]], [V, S], 2.5)],
         *[Own([MASK, INTS > 2], [1.5, X]), Own(condlist=[True], choicelist=[S], default=1)],
-        *[Own([MASK, INTS > 2], [X, 1.5]), Own([MASK, INTS > 2], [X, LIST], S)],
+        *[Own([MASK, INTS > 2], [X, 1.5]), Own([MASK, INTS > 2], [X, LIST], S), Own([MASK[0]], [V], [3, 4, 5])],
     ],
     "partition": [
         *[Own(A(7), 3), Own(X, 1), Own(X, 1, 0), Own(N, (0, 1), axis=1), Own(X, 2, None), Own(A(5), kth=-1)],

@@ -1733,7 +1733,7 @@ for names, expression in {
     "rollaxis": lambda a, axis, start=0: np.transpose(a, np.rollaxis(np.empty(range(np.ndim(a))), axis, start).shape),
     "select": lambda condlist, choicelist, default=0: functools.reduce(
         lambda rest, pair: np.where(pair[0], pair[1], rest), [*zip(condlist, choicelist, strict=True)][::-1],
-        _as_tensor(default).astype(np.result_type(default, *_leaves(choicelist)))),
+        default + np.result_type(*map(_value_of, _leaves([default, choicelist]))).type(-0.0)),
     "sort": lambda a, axis=-1, kind=None, **stable: np.take_along_axis(a, np.argsort(a, axis, kind, **stable), axis),
     """all allclose angle any argmax argmin argpartition argsort argwhere around array_equal array_equiv bitwise_and
     bitwise_or bitwise_xor ceil count_nonzero empty_like equal fix flatnonzero floor floor_divide greater
