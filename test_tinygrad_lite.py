@@ -367,6 +367,7 @@ CATALOGUE |= {
         Own(N, n=2, axis=-2),
         *[Own(V, prepend=0.5), Own(X, 1, 0, prepend=2, append=1.0), Own(X, n=2, append=A(2, 2))],
         *[Own(X, 2, -1, A(2, 1)), Own(A(0), prepend=1.0), Own(A(1), 1), Own(A(0, 2), 1, 0), Own(INTS, prepend=A(2, 1))],
+        *[Own(X, 0, prepend=1.0), Own(V, 0, append=A(2)), Own(LIST, append=A(2, 1))],
     ],
     # What leaves nan out.
     **{name: [*reduction(Own), Own(W, 0), Own(W), Own(W, 1, keepdims=True)] for name in ("nansum", "nanmean")},
@@ -409,6 +410,7 @@ CATALOGUE |= {
     "select": [
         *[Own([MASK, ~MASK], [X, X]), Own([MASK], [V], S), Own([MASK[0], [True, False, False]], [V, S], 2.5)],
         *[Own([MASK, INTS > 2], [1.5, X]), Own(condlist=[True], choicelist=[S], default=1)],
+        *[Own([MASK, INTS > 2], [X, 1.5]), Own([MASK, INTS > 2], [X, LIST], S), Own([MASK[0]], [V], [3, 4, 5])],
     ],
     "partition": [
         *[Own(A(7), 3), Own(X, 1), Own(X, 1, 0), Own(N, (0, 1), axis=1), Own(X, 2, None), Own(A(5), kth=-1)],
@@ -450,6 +452,7 @@ CATALOGUE |= {
         *[Own(X, (0, 4)), Own(V, [True, False, True]), Own(V, True), Own(V, ()), Own(X, (1,), -1)],
         *[Own(X, [7, -8], mode=mode) for mode in ("wrap", "clip")],
         *[Own(X, [[3, -4]], 1, mode=mode) for mode in ("wrap", "clip")],
+        Own(X, [], 1, mode="wrap"),
     ],
     "take_along_axis": [
         *[Own(X, np.array([[0], [2]]), 1), Own(X, INTS % 2, axis=0), Own(X, INTS % 3, -1), Own(X, INTS[0], None)],
@@ -520,6 +523,8 @@ CATALOGUE |= {
         *[Own(X, 1, constant_values=2.5), Own(V, (2, 1), constant_values=(1, -1)), Own(X, 0), Own(S, 1), Own(A(0), 2)],
         *[Own(X, 1, mode) for mode in ("edge", "reflect", "symmetric", "wrap")],
         *[Own(A(3, 4), pad_width=((2, 1), (1, 3)), mode=mode) for mode in ("edge", "reflect", "symmetric", "wrap")],
+        Own(X, np.array([[0, 1], [2, 0]])),
+        *since("2.4.0", Own(X, {0: 1}), Own(X, {-1: (1, 2)}, constant_values=5.0), Own(X, {1: 2, 0: (0, 1)}, "edge")),
     ],
     **{f"atleast_{n}d": [Call(S), Call(V), Call(X), Call(N), Own(S, X), Own(V, 1.0, S)] for n in (1, 2, 3)},
     # What is joined and split.
@@ -539,6 +544,7 @@ CATALOGUE |= {
     ],
     "meshgrid": [
         *[Own(V, A(2)), Own(V, A(2), indexing="ij"), Own(V, A(2), S, sparse=True), Own(V), Own(X, V, copy=False)],
+        *[Own(V, INTS[0]), Own([1, 2], V, 3)],
     ],
     "vstack": [Call([V, V]), Call([X, V]), Own([S, S]), Own((X, ONES, LIST)), Own([N, N]), Own([INTS, X]), Own(X)],
     "hstack": [Call([V, A(2)]), Call([X, A(2, 1)]), Own([S, V]), Own([X, LIST]), Own([INTS, X]), Own(X), Own([1, V])],
@@ -1094,6 +1100,11 @@ def test_masks_of_reductions_take_the_gradient_from_what_they_leave_out():
     out.backward()
     assert (out.item(), half.grad.dtype, half.grad[0]) == (2.0, np.float16, 0.0)
     np.testing.assert_allclose(half.grad[-1], 1e-4, rtol=1e-3)
+    rows, mask = np.ones((5000, 2), np.float16), np.ones((5000, 2), bool)  # more than float16 counts one by one
+    for f in (lambda x: np.mean(x, 0, where=mask).sum(), lambda x: np.nanmean(x, 0).sum()):
+        np.testing.assert_array_equal(grad(f)(rows), np.full(rows.shape, 1 / 5000, np.float16), strict=True)
+    rows[::2] = -1.0
+    np.testing.assert_allclose(grad(lambda x: np.nanvar(x, 0)[0] * 5000)(rows)[:2, 0], [-2, 2], rtol=1e-3)
 
 
 def test_sinc_has_all_its_derivatives_near_0():
@@ -1182,11 +1193,30 @@ def test_methods_of_numpys_arrays_do_what_they_do_there():
     assert (t.nbytes, leaf(x, np.float32).nbytes, Tensor(1.0).nbytes) == (48, 24, 8)
     assert t.detach().tolist() == x.tolist()
     assert (Tensor(2.5).tolist(), Tensor([True]).tolist()) == (2.5, [True])
+    assert Tensor(x > 0).flatten().tolist() == [True, False, True, True, True, False]
     flat = Tensor(x).flatten()
     flat.data[0] = 9.0  # a copy, as in NumPy
     assert x[0, 0] == 3.0
     assert (np.iscomplexobj(t), np.isrealobj(t)) == (False, True)
     assert jit(lambda x: x * 2 if np.isrealobj(x) else x)(x)[0, 0] == 6.0
+    np.testing.assert_array_equal(jit(grad(lambda x: x.trace() * 2))(x), [[2, 0, 0], [0, 2, 0]])
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda n: np.select([n > 1], [n], -n),
+        lambda n: np.meshgrid(n, n)[1],
+        lambda n: np.append(n, n),
+        lambda n: np.convolve(n, n),
+        lambda n: np.interp(n, n, n * n),
+        lambda n: np.searchsorted(n, n),
+        lambda n: np.linalg.lstsq(np.diag(n), n)[0],
+    ],
+)
+def test_integers_under_jit_are_elements_and_no_lengths(f):
+    n = np.array([1, 2, 4])
+    np.testing.assert_array_equal(jit(f)(n), f(n), strict=True)
 
 
 def test_masks_under_jit_are_refused_where_a_shape_depends_on_them():
@@ -1876,6 +1906,13 @@ def test_clip_passes_gradients_to_bounds_that_are_tensors():
     crossed = leaf(5.0)
     leaf([0.0, 9.0]).clip(crossed, 1.0).sum().backward()
     assert crossed.grad == 0.0
+    # The upper limit is what comes of it, also where it is the lower one or below, whatever else is equal.
+    high = leaf(0.0)
+    np.clip([2.0, 3.0], 0.0, high).sum().backward()
+    assert high.grad == 2.0
+    x, high = leaf([1.0, 2.0]), leaf(1.0)
+    np.clip(x, 3.0, high).sum().backward()
+    assert (x.grad.tolist(), high.grad) == ([0.0, 0.0], 2.0)
 
 
 def log_det_of_symmetric(name: str) -> Any:
@@ -4938,6 +4975,7 @@ NEVER_MIXED = ["linalg.solve"]  # but these do not take NumPy's arrays beside Da
 # Further ways to call and to index: these stay lazy ...
 LAZY_CALLS = """
     relu(x); sigmoid(x); x.relu(); x.sigmoid(); x.astype(np.float32); [*x]; z * x + z; np.exp(z); z * N
+    x.flatten() * 2
     x[1]; x[:, 1]; x[-1, 2]; x[1:4, ::2]; x[::-1]; x[..., 0]; x[None, :, 1]; x[..., None]; x[1:1]; c[0, 1:, None, ::-2]
     np.take(x, 1); np.concatenate([x[:2], y * x.sum(), x.reshape(1, 20)[:, :4]]).T.reshape(-1) ** 2
     (x - x.mean(0)) / x.std(0) @ w + row[:3]; np.where(x > x.mean(), x, col).max(1)

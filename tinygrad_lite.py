@@ -1007,7 +1007,7 @@ for attribute, method in {
        "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor, "mod": np.mod, "floordiv": np.floor_divide
        }.items() for side, method in zip(("", "r"), _operator(function, getattr(op, f"__{name}__")), strict=True)
        if hasattr(int, f"__{side}{name}__")},
-    "flatten": lambda t, order="C": (+t).ravel(order=order), "nbytes": property(lambda t: t.size * t.dtype.itemsize),
+    "flatten": lambda t, *a, **o: t.copy().ravel(*a, **o), "nbytes": property(lambda t: t.size * t.dtype.itemsize),
     "real": property(_method(np.real)), "imag": property(_method(np.imag)), "__round__": _method(np.round),
     # Axes and elements. (Of a number NumPy says that it has no length.)
     "reshape": _by_axis(np.reshape), "transpose": _by_axis(np.transpose), "T": property(lambda t: t.transpose()),
@@ -1169,8 +1169,9 @@ def _sum_vjp(g, _out, _a, axis=None, *, keepdims=False, where=True, initial=0):
 
 
 def _mean_vjp(g, _out, _a, axis=None, *, keepdims=False, where=True):
-    n = None if where is True else np.broadcast_to(where, _a.shape).sum(axis, g.dtype, keepdims=keepdims)
-    return _sum_vjp(g * (_out.size / (_a.size or 1)) if n is None else g / n, _out, _a, axis, where=where)
+    n = None if where is True else np.broadcast_to(where, _a.shape).sum(axis, keepdims=keepdims)
+    g = g * (_out.size / (_a.size or 1)) if n is None else (g / n).astype(g.dtype)
+    return _sum_vjp(g, _out, _a, axis, where=where)
 
 
 def _share(g, out, a, axis=None, *, keepdims=False, where=True, initial=math.nan):
@@ -1374,8 +1375,8 @@ for kind, rules in {
                vjp(g, out, a, axis, keepdims=keepdims, where=~np.isnan(a))) for nan_function, vjp in {
             np.nansum: _sum_vjp, np.nanmean: _mean_vjp, np.nanmax: _share, np.nanmin: _share}.items()},
         np.nanvar: lambda g, _out, a, axis=None, *, ddof=0, keepdims=False: (
-            np.where(np.isnan(a), 0, a - np.nanmean(a, axis, keepdims=True)) * _spread(2 * g / np.maximum(
-                np.sum(~np.isnan(a), axis, g.dtype, keepdims=keepdims) - ddof, 0), _out, a, axis)),
+            np.where(np.isnan(a), 0, a - np.nanmean(a, axis, keepdims=True)) * _spread((2 * g / np.maximum(
+                np.sum(~np.isnan(a), axis, keepdims=keepdims) - ddof, 0)).astype(g.dtype), _out, a, axis)),
         np.flip:      lambda g, _, _m, axis=None: np.flip(g, axis),   np.broadcast_to: lambda g, _, _a, shape: g,
         np.convolve: (lambda g, _, _a, v, mode="full": _convolve_vjp(g, _a, v),
                       lambda g, _, a, _v, mode="full": _convolve_vjp(g, _v, a)),
@@ -1413,9 +1414,9 @@ _sign_of_det = defvjp(lambda a: np.linalg.slogdet(a)[0], None)
 _log_of_det = defvjp(lambda a: np.linalg.slogdet(a)[1], lambda g, _, a: g[..., None, None] * _mT(np.linalg.inv(a)))
 _length = defvjp(lambda x, p, axis, keepdims: np.linalg.norm(x, p, axis, keepdims), _length_vjp)
 _limited = defvjp(lambda a, low, high: np.clip(a, low, high),
-                  lambda g, out, a, _low, _high: np.where((out == a) | (a != a), g, 0),
+                  lambda g, out, a, low, high: np.where(((out == a) & (low <= high)) | (a != a), g, 0),
                   lambda g, out, a, low, _high: np.where((a < low) & (out == low), g, 0),
-                  lambda g, out, a, low, high: np.where((out == high) & (out != a) & (out != low), g, 0))
+                  lambda g, out, a, low, high: np.where((out == high) & ((a > high) | (low > high)), g, 0))
 _padded = defvjp(lambda array, width, value: np.pad(array, width, constant_values=value),
                  lambda g, _, _array, width, _value: g[tuple([slice(before, before + n) for (before, _), n in zip(
                      np.broadcast_to(width, (g.ndim, 2)).tolist(), _array.shape, strict=True)])], None)
@@ -1469,8 +1470,8 @@ def _average(a, axis=None, weights=None, *, keepdims=False):
 def _take(a, indices, axis=None, mode="raise"):
     a, index = np.ravel(a) if axis is None else np.atleast_1d(a), _as_tensor(indices)
     _check(index.dtype.kind in "biu" or not index.size, f"np.take takes integers, not {index.dtype}", TypeError)
-    before = _axes(a, axis or 0)[0]
-    index = index.astype(int) if mode == "raise" else np.take(Tensor(np.arange(a.shape[before])), index, mode=mode)
+    (before,), index = _axes(a, axis or 0), index.astype(int)
+    index = index if mode == "raise" else np.take(Tensor(np.arange(a.shape[before])), index, mode=mode)
     return a[(*[slice(None)] * before, index)]
 
 
@@ -1515,9 +1516,9 @@ def _sinc(x):
 
 
 def _diff(a, n=1, axis=-1, prepend=np._NoValue, append=np._NoValue):
-    _check(n >= 0 and a.ndim, f"np.diff of shape {a.shape}, {n} times: it takes an axis, and no negative times")
+    _check((a := _as_tensor(a)).ndim and n >= 0, f"np.diff of {a.shape}, {n} times, takes an axis, no negative times")
     one = [1 if i == axis % a.ndim else length for i, length in enumerate(a.shape)]
-    parts = [x if np.ndim(x) else np.broadcast_to(x, one) for x in (prepend, a, append) if x is not np._NoValue]
+    parts = [x if np.ndim(x) else np.broadcast_to(x, one) for x in (prepend, a, append) if n and x is not np._NoValue]
     return _differences(np.concatenate(parts, axis) if len(parts) > 1 else a, n, axis)
 
 
@@ -1604,16 +1605,14 @@ def _einsum(*operands, optimize=False):
     return row.call(lambda *x: np.einsum(f"{terms}->{result}", *x, optimize=optimize), [*map(_as_tensor, arrays)], {})
 
 
-def _move(function, at, first, *rest, **options):
-    """A function that moves the elements of arrays, the arguments at a slice: what it does to numbers says where to."""
-    args = (first, *rest)
-    _check_local(function, args, options)
-    arrays = _leaves(args[at])
-    ends = itertools.accumulate(map(np.size, arrays))
-    numbers = [np.arange(end - np.size(x), end).reshape(np.shape(x)) for x, end in zip(arrays, ends, strict=True)]
-    flat = np.concatenate([*map(np.ravel, arrays)]) if len(arrays) > 1 else np.ravel(arrays[0])
-    moved = function(*args[: at.start], *_filled(args[at], numbers), *args[len(args[: at.stop]) :], **options)
-    return _map(lambda places: flat[places], moved)
+def _move(function, arrays, *rest, **options):
+    """A function that moves the elements of arrays: what it does to numbers says where to."""
+    leaves = _leaves(arrays)
+    _check_local(function, leaves, rest, options)
+    ends = itertools.accumulate(map(np.size, leaves))
+    numbers = [np.arange(end - np.size(x), end).reshape(np.shape(x)) for x, end in zip(leaves, ends, strict=True)]
+    flat = np.concatenate([*map(np.ravel, leaves)]) if len(leaves) > 1 else np.ravel(leaves[0])
+    return flat[function(_filled(arrays, numbers), *rest, **options)]
 
 
 def _split(function, ary, indices_or_sections, *axis):
@@ -1626,9 +1625,10 @@ def _split(function, ary, indices_or_sections, *axis):
 
 def _pad(array, pad_width, mode="constant", *, constant_values=0):
     _check(mode in {"constant", "edge", "reflect", "symmetric", "wrap"}, f"np.pad with {mode=} has no rule", TypeError)
-    if mode == "constant" and not isinstance(pad_width, dict):
-        return _padded(array, pad_width, constant_values)
-    return _move(np.pad, slice(0, 1), array, pad_width, mode)
+    if isinstance(pad_width, dict):
+        pad_width = [np.full(2, pad_width.get(i) or pad_width.get(i - array.ndim) or 0) for i in range(array.ndim)]
+    pad_width = np.asarray(pad_width).tolist()  # which jit takes as fixed
+    return _padded(array, pad_width, constant_values) if mode == "constant" else _move(np.pad, array, pad_width, mode)
 
 
 def _joined(axis, arrays, ndim):
@@ -1654,7 +1654,8 @@ for names, expression in {
     "linspace": lambda start, stop, num=50, endpoint=True, *, axis=0: np.moveaxis(start * (
         1 - (w := np.linspace(np.zeros_like(stop - start), 1, num, endpoint))) + stop * w, 0, axis),
     "select": lambda condlist, choicelist, default=0: functools.reduce(
-        lambda rest, pair: np.where(pair[0], pair[1], rest), [*zip(condlist, choicelist, strict=True)][::-1], default),
+        lambda rest, pair: np.where(pair[0], pair[1], rest), [*zip(condlist, choicelist, strict=True)][::-1],
+        default + np.result_type(*map(_value_of, _leaves([default, choicelist]))).type(-0.0)),
     # Reductions, and what goes along an axis.
     "amax": np.max, "amin": np.min, "average": _average, "diff": _diff, "gradient": _gradient, "linalg.norm": _norm,
     "ptp": lambda a, axis=None, *, keepdims=False: a.max(axis, keepdims=keepdims) - a.min(axis, keepdims=keepdims),
@@ -1686,10 +1687,11 @@ for names, expression in {
     "column_stack": lambda tup: np.concatenate([a if np.ndim(a) > 1 else np.reshape(a, (-1, 1)) for a in tup], 1),
     **{f"atleast_{n}d": functools.partial(_lengthen, getattr(np, f"atleast_{n}d")) for n in (1, 2, 3)}, "pad": _pad,
     **{f.__name__: functools.partial(_split, f) for f in (np.split, np.array_split, np.hsplit, np.vsplit, np.dsplit)},
-    **{f.__name__: functools.partial(_move, f, slice(0, 1)) for f in (
-        np.block, np.delete, np.rot90, np.take_along_axis)}, "flipud": lambda m: np.flip(m, 0), "take": _take,
-    "meshgrid": functools.partial(_move, np.meshgrid, slice(0, None)), "dstack": lambda tup: _joined(2, tup, 3),
-    "compress": lambda condition, a, axis=None: _move(np.compress, slice(1, 2), condition, a, axis),
+    **{f.__name__: functools.partial(_move, f) for f in (np.block, np.delete, np.rot90, np.take_along_axis)},
+    "flipud": lambda m: np.flip(m, 0), "take": _take, "dstack": lambda tup: _joined(2, tup, 3),
+    "meshgrid": lambda *xi, **options: tuple(map(lambda x, places: np.ravel(x)[places], xi, np.meshgrid(
+        *[np.arange(np.size(x)) for x in xi], **options))),
+    "compress": lambda condition, a, axis=None: np.take(a, np.flatnonzero(condition), axis),
     "rollaxis": lambda a, axis, start=0: np.transpose(a, np.rollaxis(np.empty(range(np.ndim(a))), axis, start).shape),
     # Functions whose values come from NumPy.
     """all allclose angle any argmax argmin argpartition argsort argwhere around array_equal array_equiv bitwise_and
@@ -2147,15 +2149,15 @@ class _Traced(Tensor):
     """A Tensor that carries its line, while the function is traced."""
 
     def __init__(self, trace, line, value, node=None):
-        self.trace, self.line, self.value, self._node = trace, line, value, node
+        self._trace, self.line, self.value, self._node = trace, line, value, node
 
     @property
     def _value(self):
-        _check(_thread.observer is self.trace, "a Tensor of jit() was used outside: return it instead", TypeError)
+        _check(_thread.observer is self._trace, "a Tensor of jit() was used outside: return it instead", TypeError)
         return self.value
 
     def _at(self, node):
-        return _Traced(self.trace, self.line, self.value, node)
+        return _Traced(self._trace, self.line, self.value, node)
 
     def __repr__(self):
         return f"<of shape {self.shape}, traced>"
@@ -2187,12 +2189,13 @@ _spelled = {_whole, _add_at, *_patterns, *_methods}  # all but by their names
 _of_elements = {np.where, np.take, np.take_along_axis, np.clip, np.full_like, np.isclose, np.allclose}
 _of_elements |= {np.array_equal, np.array_equiv, np.isin, np.dot, np.inner, np.outer, np.vdot, np.kron, np.tensordot}
 _of_elements |= {np.einsum, np.cross, np.average, np.linalg.solve, np.linalg.matmul, np.linalg.tensordot}
+_of_elements |= {np.select, np.meshgrid, np.append, np.convolve, np.interp, np.searchsorted, np.linalg.lstsq}
 _sized_by_values = {(np.argwhere, 1), (np.flatnonzero, 1), (np.nonzero, 1), (np.where, 1)}  # with so many arguments
 
 
 def _literal(x):
     """The text of what may stand in the source: its repr if it is of exactly these types, or NumPy's name for it."""
-    if type(x) in _plain_types:
+    if type(x) in (*_plain_types, dict):  # the widths of np.pad
         return f"({x!r})" if type(x) is int and x < 0 else repr(x)
     if type(x) is slice:  # as it stands in brackets, for it is nowhere else
         texts = [*map(_literal, (x.start, x.stop, x.step))]
