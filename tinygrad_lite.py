@@ -1339,8 +1339,8 @@ def _uv_vjp(g, out, _a, _triangle=None):
 
     His 2 / (t**2 - s**2) is split in two: 1 / (t - s) for what turns left and right vectors alike, 1 / (t + s) for what
     turns them apart. Without V it is the rule of eigh, whose U is V (Giles, 2008, "An extended collection of matrix
-    derivative results"). Equal values have any vectors of a space, and so has 0: there it
-    is exact for functions of the values alone, and nan or infinite for others, as in PyTorch and autograd.
+    derivative results"). Equal values have any vectors of a space, and so has 0: there it is exact for functions of the
+    values alone, and nan or infinite for others, as in PyTorch and autograd.
     """
     (m, n), eye = _a.shape[-2:], np.eye(out.shape[-1], dtype=bool)
     (u, v, s), (gu, gv, gs) = [(x[..., :m, :], x[..., m:-1, :], x[..., -1:, :]) for x in (out, g)]
