@@ -1116,6 +1116,11 @@ def test_sinc_has_all_its_derivatives_near_0():
     slopes = np.pi * sum([(-1) ** k * z ** (2 * k - 1) * 2 * k / math.factorial(2 * k + 1) for k in range(1, 12)])
     np.testing.assert_allclose(grad(lambda x: np.sinc(x).sum())(x), slopes, rtol=1e-12)
     np.testing.assert_allclose(np.diag(hessian(lambda x: np.sinc(x).sum())(x)), squares, rtol=1e-9)
+    for dtype, units in ((np.float16, 8), (np.float32, 8), (np.float64, 40)):  # in the last place of 1
+        x = np.linspace(-0.9, 0.9, 3000).astype(dtype)
+        slopes = grad(lambda x: np.sinc(x).sum())(x.astype(np.longdouble))
+        found = grad(lambda x: np.sinc(x).sum())(x)
+        np.testing.assert_allclose(found, slopes.astype(float), atol=units * float(np.finfo(dtype).eps))
 
 
 def test_partition_keeps_numpys_order_whatever_that_is():

@@ -1517,7 +1517,7 @@ def _gradient(f, *varargs, axis=None, edge_order=1):
 
 def _sinc(x):
     """Near 0 by its series, whose derivatives lose no digits there."""
-    is_near = np.abs(x) < 0.03
+    is_near = np.abs(x) < 1.5 * np.finfo(x.dtype).eps ** 0.1
     square, far = np.where(is_near, np.square(x * math.pi), 0), np.where(is_near, 1, x) * math.pi
     series = 1 - square / 6 * (1 - square / 20 * (1 - square / 42 * (1 - square / 72)))
     return np.where(is_near, series, np.sin(far) / far)
