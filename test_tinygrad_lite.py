@@ -2199,7 +2199,7 @@ def test_without_jit_all_else_works():
 def test_the_files_keep_to_their_budgets_of_lines():
     heart = lines_of_code(up_to("NumPy's functions")) - lines_of_code(up_to("Recording"))
     assert heart <= 400
-    assert lines_of_code(SOURCE) <= 1552
+    assert lines_of_code(SOURCE) <= 1551
     for script, most in (("train_linear", 130), ("train_gender", 150)):
         text = (HERE / f"{script}.py").read_text()
         assert lines_of_code(text) <= most

@@ -1139,7 +1139,7 @@ def _before(x):
 
 def _is_tame(a, count):
     """Whether a is an array of NumPy's, and no product of so many of its elements comes near overflow or underflow."""
-    low, high = (np.abs(a).min(), np.abs(a).max()) if a.__class__ is _ndarray and a.size else (0, 0)
+    low, high = ((size := np.abs(a)).min(), size.max()) if a.__class__ is _ndarray and a.size else (0, 0)
     return low > 0 and high < math.inf and count * max(-math.log2(low), math.log2(high)) < -np.finfo(a.dtype).minexp
 
 
@@ -1198,7 +1198,7 @@ def _convolve_vjp(g, _like, other):
     return np.convolve(np.pad(g, (missing // 2, missing - missing // 2)), np.flip(other), "valid").reshape(_like.shape)
 
 
-def _unshaped(g, _a, order):
+def _unshaped(g, _out, _a, shape=None, order="C", *, newshape=None):
     _check(order in ("C", "F"), f"no gradient goes back through the order {order!r} in memory: give 'C' or 'F'")
     return g.reshape(_a.shape) if order == "C" else g.T.reshape(_a.shape[::-1]).T
 
@@ -1389,9 +1389,8 @@ for kind, rules in {
         np.convolve: (lambda g, _, _a, v, mode="full": _convolve_vjp(g, _a, v),
                       lambda g, _, a, _v, mode="full": _convolve_vjp(g, _v, a)),
         np.max: _share, np.min: _share, np.prod: _prod_vjp, np.cumprod: _cumprod_vjp, np.repeat: _repeat_vjp,
-        np.ravel:     lambda g, _, _a, order="C": _unshaped(g, _a, order),
+        np.ravel:     lambda g, _, _a, order="C": _unshaped(g, _, _a, None, order),        np.reshape: _unshaped,
         **dict.fromkeys((np.squeeze, np.expand_dims), lambda g, _, _a, axis=None: g.reshape(_a.shape)),
-        np.reshape:   lambda g, _, _a, shape=None, order="C", *, newshape=None: _unshaped(g, _a, order),
         np.triu: lambda g, _, _m, k=0: np.triu(g, k),                 np.tril: lambda g, _, _m, k=0: np.tril(g, k),
         np.outer:     (lambda g, _, _a, b: (g @ np.ravel(b)).reshape(np.shape(_a)),
                        lambda g, _, a, _b: (np.ravel(a) @ g).reshape(np.shape(_b))),
@@ -2487,7 +2486,7 @@ def _signature(x):
         return float if type(x) is float else (type(x), x)
     if hasattr(type(x), "__array__"):
         return getattr(x, "shape", None) or type(x), getattr(x, "dtype", None)
-    if isinstance(x, (tuple, list, dict)):
+    if isinstance(x, _structures):
         items = x.items() if isinstance(x, dict) else enumerate(x)
         return type(x), *[(type(key), repr(key), key, _signature(item)) for key, item in items]
     what = f"jit() takes what is no array and no float as fixed, and a {type(x).__name__} may change: give it"
@@ -2497,7 +2496,7 @@ def _signature(x):
 
 def _paths(tree, path):
     """A name for each leaf of an argument, that says where it is."""
-    if not isinstance(tree, (tuple, list, dict)):
+    if not isinstance(tree, _structures):
         return [path]
     items = tree.items() if isinstance(tree, dict) else enumerate(tree)
     return [name for key, item in items for name in _paths(item, f"{path}_{key}")]
@@ -2573,7 +2572,7 @@ def _generate(f, args, options):
 
 
 def _is_tuples(tree):
-    return not isinstance(tree, (tuple, list, dict)) or (type(tree) is tuple and all(map(_is_tuples, tree)))
+    return not isinstance(tree, _structures) or (type(tree) is tuple and all(map(_is_tuples, tree)))
 
 
 def jit(f: Callable) -> Any:
