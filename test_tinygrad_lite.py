@@ -1664,12 +1664,11 @@ def test_convention(f, x, expected):
 
 @pytest.mark.parametrize("order", [0.5, 1, 1.5, 2, 3, -1, -2, math.inf])
 def test_norms_with_zeros_among_the_numbers_have_no_gradient_there(order):
-    with np.errstate(divide="ignore"):
-        _, (g,) = grads(lambda x: np.linalg.norm(x, order), np.zeros(3))
+    _, (g,) = grads(lambda x: np.linalg.norm(x, order), np.zeros(3))
     np.testing.assert_array_equal(g, np.zeros(3))
     x = np.array([0.0, 3.0, -4.0])
-    with np.errstate(divide="ignore"):  # of which NumPy itself warns
-        value, (g,) = grads(lambda x: np.linalg.norm(x, order), x)
+    value, (g,) = grads(lambda x: np.linalg.norm(x, order), x)
+    with np.errstate(divide="ignore"):
         assert value == pytest.approx(np.linalg.norm(x, order))
     if order != math.inf:
         assert g[0] == 0
@@ -3696,7 +3695,7 @@ def test_constants_under_jit_are_numpys_or_refused():
                 check_text(compiled.source(*arrays))
 
 
-def two_layers(W: Any, b: Any, V: Any, c: Any, X: Any, y: Any) -> Any:
+def two_layers(W: Any, b: Any, V: Any, c: Any, X: Any, y: Any) -> Any:  # noqa: N803
     h = np.tanh(X @ W + b)
     error = h @ V + c - y
     return np.mean(error**2)
@@ -4370,7 +4369,7 @@ def test_nothing_that_a_caller_passes_becomes_code():
     check_text(source)
     assert "exit('code')" not in re.sub(r"'[^'\n]*'|\"[^\"\n]*\"", "", source)
 
-    def shadows(np: Any, len: Any, float: Any, args: Any, NotImplemented: Any, _array: Any, lambda_: Any) -> Any:  # noqa: A002
+    def shadows(np: Any, len: Any, float: Any, args: Any, NotImplemented: Any, _array: Any, lambda_: Any) -> Any:  # noqa: A002, N803
         return np * len + float / args - NotImplemented * _array + lambda_
 
     class Name(str):
@@ -5119,7 +5118,7 @@ def test_what_swallows_a_tensor_or_needs_numpys_arrays_is_an_error_and_no_gradie
         for derivative in (grad, value_and_grad, jacobian):
             with pytest.raises(TypeError, match=r"no gradient can be followed .* call np.dot|takes no dtype|no fields"):
                 derivative(f)(w)
-    fast = jit(lambda w, X: np.mean(X @ w))
+    fast = jit(lambda w, X: np.mean(X @ w))  # noqa: N803
     for call in (lambda: fast.source(w, X), lambda: fast.lower(w, X), lambda: jit(lambda w: np.mean(X @ w))(w)):
         with pytest.raises(TypeError, match="generates code for NumPy's arrays: call f itself"):
             call()

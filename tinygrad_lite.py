@@ -1419,7 +1419,7 @@ for kind, rules in {
         _row(function, _Function).define(vjps if isinstance(vjps, tuple) else (vjps,), kind)
 _sign_of_det = defvjp(lambda a: np.linalg.slogdet(a)[0], None)
 _log_of_det = defvjp(lambda a: np.linalg.slogdet(a)[1], lambda g, _, a: g[..., None, None] * _mT(np.linalg.inv(a)))
-_length = defvjp(lambda x, p, axis, keepdims: np.linalg.norm(x, p, axis, keepdims), _length_vjp)
+_length = defvjp(np.errstate(divide="ignore")(lambda x, *given: np.linalg.norm(x, *given)), _length_vjp)
 _limited = defvjp(lambda a, low, high: np.clip(a, low, high),
                   lambda g, out, a, low, high: np.where(((out == a) & (low <= high)) | (a != a), g, 0),
                   lambda g, out, a, low, _high: np.where((a < low) & (out == low), g, 0),

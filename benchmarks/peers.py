@@ -16,6 +16,8 @@ beside the group for its rows. NumPy takes as many threads as it does by default
 or more, writes ``results.json`` and the picture ``results.svg`` beside this file.
 """
 
+# ruff: noqa: N803  (matrices are capital letters)
+
 from __future__ import annotations
 
 import argparse
