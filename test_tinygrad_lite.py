@@ -1148,7 +1148,7 @@ def test_partition_keeps_numpys_order_whatever_that_is():
         (lambda t: np.quantile(t, 1.5), "must be in the range"),
         (lambda t: np.quantile(t, 0.5, weights=t.detach()), "takes no weights"),
         (lambda t: np.max(t, where=[True, False]), "has no.* identity|does not have an identity"),
-        (lambda t: np.take(t, 9, mode="nonsense"), r"np\.take .*nonsense"),
+        (lambda t: np.take(t, 9, mode="nonsense"), "nonsense"),
         (lambda t: np.linspace(t, 1, 3, retstep=True), r"np\.linspace .* takes no retstep"),
         (lambda t: np.select([t], [t]), r"np\.where .* argument 0"),
         (lambda t: t.sort(), r"cannot be written to.*np\.sort"),

@@ -1193,9 +1193,9 @@ def _share(g, out, a, axis=None, *, keepdims=False, where=True, initial=math.nan
     return np.where(hit, (g / count).astype(g.dtype), 0)
 
 
-def _convolve_vjp(g, _like, other):
-    missing = np.size(_like) + np.size(other) - 1 - g.size
-    return np.convolve(np.pad(g, (missing // 2, missing - missing // 2)), np.flip(other), "valid").reshape(_like.shape)
+def _convolve_vjp(g, _out, _a, v, mode="full"):
+    missing = np.size(_a) + np.size(v) - 1 - g.size
+    return np.convolve(np.pad(g, (missing // 2, missing - missing // 2)), np.flip(v), "valid").reshape(_a.shape)
 
 
 def _unshaped(g, _out, _a, shape=None, order="C", *, newshape=None):
@@ -1386,9 +1386,7 @@ for kind, rules in {
             np.where(np.isnan(a), 0, a - np.nanmean(a, axis, keepdims=True)) * _spread((2 * g / np.maximum(
                 np.sum(~np.isnan(a), axis, keepdims=keepdims) - ddof, 0)).astype(g.dtype), _out, a, axis)),
         np.flip:      lambda g, _, _m, axis=None: np.flip(g, axis),   np.broadcast_to: lambda g, _, _a, shape: g,
-        np.convolve: (lambda g, _, _a, v, mode="full": _convolve_vjp(g, _a, v),
-                      lambda g, _, a, _v, mode="full": _convolve_vjp(g, _v, a)),
-        np.max: _share, np.min: _share, np.prod: _prod_vjp, np.cumprod: _cumprod_vjp, np.repeat: _repeat_vjp,
+        np.max: _share, np.min: _share, np.prod: _prod_vjp, np.cumprod: _cumprod_vjp, np.convolve: _both(_convolve_vjp),
         np.ravel:     lambda g, _, _a, order="C": _unshaped(g, _, _a, None, order),        np.reshape: _unshaped,
         **dict.fromkeys((np.squeeze, np.expand_dims), lambda g, _, _a, axis=None: g.reshape(_a.shape)),
         np.triu: lambda g, _, _m, k=0: np.triu(g, k),                 np.tril: lambda g, _, _m, k=0: np.tril(g, k),
@@ -1403,7 +1401,8 @@ for kind, rules in {
         np.roll:    lambda g, _, _a, shift, axis=None: np.roll(g, np.negative([shift], dtype=object).tolist()[0], axis),
         np.cumsum:    lambda g, _, _a, axis=None: np.flip(np.cumsum(np.flip(g, axis), axis), axis).reshape(_a.shape),
         np.nan_to_num: lambda g, _, x, *, nan=0.0, posinf=None, neginf=None: np.where(np.isfinite(x), g, 0),
-        op.getitem: _item_vjp, np.tile: _tile_vjp, _add_at: lambda g, _, _values, index, like: _gather(g, index),
+        np.tile: _tile_vjp, np.repeat: _repeat_vjp, op.getitem: _item_vjp,
+        _add_at:      lambda g, _, _values, index, like: _gather(g, index),
         np.linalg.solve: (lambda g, out, a, _b: -(np.linalg.solve(_mT(a), _columns(g, _b)) @ _mT(_columns(out, _b))),
                           lambda g, _, a, _b: np.linalg.solve(_mT(a), _columns(g, _b)).reshape(g.shape)),
         np.linalg.inv: lambda g, out, _a: -(_mT(out) @ g @ _mT(out)),
@@ -1475,11 +1474,10 @@ def _average(a, axis=None, weights=None, *, keepdims=False):
 
 
 def _take(a, indices, axis=None, mode="raise"):
-    a, index = np.ravel(a) if axis is None else np.atleast_1d(a), _as_tensor(indices)
-    _check(index.dtype.kind in "biu" or not index.size, f"np.take takes integers, not {index.dtype}", TypeError)
-    (before,), index = _axes(a, axis or 0), index.astype(int)
-    index = index if mode == "raise" else np.take(Tensor(np.arange(a.shape[before])), index, mode=mode)
-    return a[(*[slice(None)] * before, index)]
+    _check_local(np.take, indices)
+    a = np.ravel(a) if axis is None else np.atleast_1d(a)
+    (before,) = _axes(a, axis or 0)
+    return a[(*[slice(None)] * before, np.take(np.arange(a.shape[before]), indices, mode=mode))]
 
 
 def _ordered(function, a, axis, keepdims, *q, **method):
@@ -1661,8 +1659,7 @@ for names, expression in {
     "linspace": lambda start, stop, num=50, endpoint=True, *, axis=0: np.moveaxis(start * (
         1 - (w := np.linspace(np.zeros_like(stop - start), 1, num, endpoint))) + stop * w, 0, axis),
     "select": lambda condlist, choicelist, default=0: functools.reduce(
-        lambda rest, pair: np.where(pair[0], pair[1], rest), [*zip(condlist, choicelist, strict=True)][::-1],
-        default + np.result_type(*map(_value_of, _leaves([default, choicelist]))).type(-0.0)),
+        lambda rest, pair: np.where(*pair, rest), [*zip(condlist, choicelist, strict=True)][::-1], default),
     # Reductions, and what goes along an axis.
     "amax": np.max, "amin": np.min, "average": _average, "diff": _diff, "gradient": _gradient, "linalg.norm": _norm,
     "ptp": lambda a, axis=None, *, keepdims=False: a.max(axis, keepdims=keepdims) - a.min(axis, keepdims=keepdims),
