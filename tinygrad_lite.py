@@ -1467,8 +1467,7 @@ def _average(a, axis=None, weights=None, *, keepdims=False):
     _check(weights.shape in (a.shape, over), f"np.average of {a.shape} takes weights of {over}, not {weights.shape}")
     weights = weights.astype(np.result_type(weights, a if a.dtype.kind == "f" else np.float64))
     weights = _merged(weights, axis) if weights.shape == a.shape else np.ravel(weights)
-    total = weights.sum(-1) if _is_foreign(weights) else _total_weight(weights.sum(-1))
-    return ((_merged(a, axis) * weights).sum(-1) / total).reshape(_reduced(a, axis, keepdims))
+    return ((_merged(a, axis) * weights).sum(-1) / _total_weight(weights.sum(-1))).reshape(_reduced(a, axis, keepdims))
 
 
 def _take(a, indices, axis=None, mode="raise"):
