@@ -1278,9 +1278,10 @@ def _var_vjp(g, _out, a, axis=None, *, ddof=0, keepdims=False):
 
 
 def _length_vjp(g, out, x, p, axis, keepdims):
-    """Of the norm of vectors, or of all elements as one: p is None for the 2-norm."""
+    """Of the norm of vectors, or of all elements as one."""
     norm, g = _spread(_nonzero(out, math.inf), out, x, axis), _spread(g, out, x, axis)
-    return x / norm * g if p is None else np.sign(x) * np.abs(_nonzero(x / norm)) ** (float(p) - 1) * g
+    is_2 = p in (None, 2, "fro")  # and one of order 0 counts, which has no slope
+    return x / norm * g if is_2 else np.sign(x) * np.abs(_nonzero(x / norm)) ** (float(p) - 1) * (g * (p != 0))
 
 
 def _columns(x, like):
@@ -1525,16 +1526,13 @@ def _diff(a, n=1, axis=-1, prepend=np._NoValue, append=np._NoValue):
 
 
 def _norm(x, ord=None, axis=None, keepdims=False):
-    axes, keep = _axes(x, axis), {"keepdims": keepdims}
-    if ord is None or (len(axes), ord) in ((1, 2), (2, "fro")):
-        return _length(x, None, axis, keepdims)
+    axes = _axes(x, axis)
     if len(axes) == 2 and ord in (of := dict[Any, Any]({2: np.max, -2: np.min, "nuc": np.sum})):
         return of[ord](_uvs(np.moveaxis(x, axes, (-2, -1)))[..., -1, :], -1).reshape(_reduced(x, axis, keepdims))
-    np.linalg.norm(np.ones((1,) * x.ndim), ord, axis)  # which knows what else there is
-    if len(axes) == 1 and abs(ord) < math.inf:
-        return _length(x, float(ord), axis, keepdims) if ord else np.sum(_nonzero(x) ** 0.0 - (x == 0), axis, **keep)
-    of_lines = axes[int(abs(ord) != 1)] if len(axes) == 2 else ()  # columns or rows, whose sums are compared
-    return (np.max if ord > 0 else np.min)(np.abs(x).sum(of_lines, keepdims=True), axes, **keep)
+    if ord in {1: (math.inf, -math.inf), 2: (1, -1, math.inf, -math.inf)}.get(len(axes), ()):
+        of_lines = axes[int(abs(ord) != 1)] if len(axes) == 2 else ()  # columns or rows, whose sums are compared
+        return (np.max if ord > 0 else np.min)(np.abs(x).sum(of_lines, keepdims=True), axes, keepdims=keepdims)
+    return _length(x, ord, axis, keepdims)
 
 
 def _svd(a, full_matrices=True, compute_uv=True):
