@@ -1407,7 +1407,7 @@ for kind, rules in {
         np.linalg.inv: lambda g, out, _a: -(_mT(out) @ g @ _mT(out)),
         np.linalg.det: lambda g, out, a: (g * out)[..., None, None] * _mT(np.linalg.inv(a)),
         # Golub and Pereyra, 1973, for matrices that keep their rank.
-        np.linalg.pinv: lambda g, out, a: ((x := _mT(g)) - a @ (out @ x)) @ out @ _mT(out) + (
+        np.linalg.pinv: lambda g, out, a, rcond=None: ((x := _mT(g)) - a @ (out @ x)) @ out @ _mT(out) + (
             _mT(out) @ (out @ (x - x @ out @ a) - g @ _mT(out))),
         # The sum of a.T**i @ g @ a.T**(n - 1 - i), which is in a corner of the power of [[a.T, g], [0, a.T]].
         np.linalg.matrix_power: (lambda g, _, a, n: np.linalg.matrix_power(np.concatenate([np.concatenate(row, -1) for
@@ -1425,7 +1425,7 @@ _limited = defvjp(lambda a, low, high: np.clip(a, low, high),
 _padded = defvjp(lambda array, width, value: np.pad(array, width, constant_values=value),
                  lambda g, _, _array, width, _value: g[tuple([slice(before, before + n) for (before, _), n in zip(
                      np.broadcast_to(width, (g.ndim, 2)).tolist(), _array.shape, strict=True)])], None)
-_differences = defvjp(lambda a, n, axis: np.diff(a, n, axis), lambda g, _, _a, n, axis: functools.reduce(
+_differences = defvjp(functools.partial(np.diff), lambda g, _, _a, n, axis: functools.reduce(
     lambda g, zero: -np.diff(g, 1, axis, zero, zero), [g.dtype.type(0)] * min(n, _a.shape[axis]), g))
 # Seeger et al., 2017, "Auto-differentiating linear algebra", for a symmetric matrix.
 _cholesky = defvjp(functools.partial(np.linalg.cholesky, upper=False),  # which no library takes for the upper one
@@ -1434,13 +1434,9 @@ _cholesky = defvjp(functools.partial(np.linalg.cholesky, upper=False),  # which 
 _vw = defvjp(lambda a, UPLO: np.concatenate([(x := np.linalg.eigh(a, UPLO))[1], x[0][..., None, :]], -2), _uv_vjp, None)
 _uvs = defvjp(lambda a: np.concatenate([(x := np.linalg.svd(a, False))[0], _mT(x[2]), x[1][..., None, :]], -2), _uv_vjp)
 _q = defvjp(lambda a: np.linalg.qr(a)[0], lambda g, q, a: (g - q @ _mirrored(_mT(g) @ q)) @ np.linalg.inv(_mT(a) @ q))
-_constant_lstsq = defvjp(lambda a, b: np.linalg.lstsq(a, b), None)
-# lstsq leaves out more as 0 than pinv, and as much in float32: NumPy's LAPACK is that of float64.
-_pinv_of_lstsq = defvjp(lambda a: np.linalg.pinv(a, np.finfo(float).eps * max(a.shape)), *_table[np.linalg.pinv].vjps)
+_constant_lstsq, _constant_average = [defvjp(functools.partial(f), None) for f in (np.linalg.lstsq, np.average)]
 # The value that NumPy computed, with the gradients of what says the same in other functions.
-_exact = defvjp(lambda value, _way: value, None, lambda g, _, _value, _way: g)
-# The sum of weights as it is, but with NumPy's error for 0, under jit too.
-_total_weight = defvjp(lambda s: np.average(s[..., None], -1, s[..., None], returned=True)[1], lambda g, _, _s: g)
+_exact = defvjp(lambda _way, value: value, lambda g, _, _way, _value: g, None)
 # The quickest ways to some values. Python's own operators are many times faster on NumPy scalars. (But of a Python
 # float, NumPy's functions make one of NumPy's numbers.) The mean is the sum, divided, in half of the time.
 for function, compute in dict[Any, Any]({
@@ -1464,11 +1460,9 @@ def _average(a, axis=None, weights=None, *, keepdims=False):
     if weights is None:
         return np.mean(a, axis, keepdims=keepdims)
     a, weights = _as_tensor(a), _as_tensor(weights)
-    over = tuple([a.shape[i] for i in _axes(a, axis)])
-    _check(weights.shape in (a.shape, over), f"np.average of {a.shape} takes weights of {over}, not {weights.shape}")
-    weights = weights.astype(np.result_type(weights, a if a.dtype.kind == "f" else np.float64))
-    weights = _merged(weights, axis) if weights.shape == a.shape else np.ravel(weights)
-    return ((_merged(a, axis) * weights).sum(-1) / _total_weight(weights.sum(-1))).reshape(_reduced(a, axis, keepdims))
+    value = _constant_average(a, axis, weights, keepdims=keepdims)
+    weights = (_merged(weights, axis) if weights.shape == a.shape else np.ravel(weights)).astype(value.dtype)
+    return _exact(((_merged(a, axis) * weights).sum(-1) / weights.sum(-1)).reshape(value.shape), value)
 
 
 def _take(a, indices, axis=None, mode="raise"):
@@ -1478,21 +1472,21 @@ def _take(a, indices, axis=None, mode="raise"):
     return a[(*[slice(None)] * before, np.take(np.arange(a.shape[before]), indices, mode=mode))]
 
 
-def _ordered(function, a, axis, keepdims, *q, **method):
-    """A value that NumPy computes of the elements in order: those around the places that it says have their shares."""
+def _quantile(a, q, axis=None, *, method="linear", keepdims=False):
+    """Of the elements in order those around the places that NumPy says have their shares."""
     ordered = np.sort(_merged(a, axis))
     places = np.arange(float(ordered.shape[-1]))
-    at = np.quantile(places if places.size else 0.0, np.ravel(np.asarray(q or 0.5)), **method)
-    value = function(a.detach(), *q, axis, keepdims=keepdims, **method)
+    at = np.quantile(places, np.ravel(np.asarray(q)), method=method)
+    value = np.quantile(a.detach(), q, axis, method=method, keepdims=keepdims)
     way = ordered @ np.maximum(0, 1 - np.abs(places[:, None] - at)).astype(value.dtype)
-    return _exact(value, np.moveaxis(way, -1, 0).reshape(value.shape))
+    return _exact(np.moveaxis(way, -1, 0).reshape(value.shape), value)
 
 
 def _interp(x, xp, fp):
     x, xp, fp = [_as_tensor(array).astype(float) for array in (x, xp, fp)]
     i = np.clip(np.searchsorted(xp, x), 1, len(xp) - 1)
     share = (np.clip(x, xp[0], xp[-1]) - xp[i - 1]) / _nonzero(xp[i] - xp[i - 1])
-    return _exact(np.interp(x.detach(), xp.detach(), fp.detach()), fp[i - 1] * (1 - share) + fp[i] * share)
+    return _exact(fp[i - 1] * (1 - share) + fp[i] * share, np.interp(x.detach(), xp.detach(), fp.detach()))
 
 
 def _gradient(f, *varargs, axis=None, edge_order=1):
@@ -1507,7 +1501,7 @@ def _gradient(f, *varargs, axis=None, edge_order=1):
         weights = np.gradient((at % 3 == tooth) * f.dtype.type(1), spacing, axis=1, edge_order=edge_order)
         return np.moveaxis((np.moveaxis(f, axis, -1)[..., start + (tooth - start) % 3] * weights).sum(-2), -1, axis)
 
-    return _filled(values, map(_exact, _leaves(values), map(along, axes, itertools.cycle(varargs or [1.0]))))
+    return _filled(values, map(_exact, map(along, axes, itertools.cycle(varargs or [1.0])), _leaves(values)))
 
 
 def _sinc(x):
@@ -1519,8 +1513,7 @@ def _sinc(x):
 
 
 def _diff(a, n=1, axis=-1, prepend=np._NoValue, append=np._NoValue):
-    _check((a := _as_tensor(a)).ndim and n >= 0, f"np.diff of {a.shape}, {n} times, takes an axis, no negative times")
-    one = [1 if i == axis % a.ndim else length for i, length in enumerate(a.shape)]
+    one = [1 if i == axis % np.ndim(a) else length for i, length in enumerate(np.shape(a))]
     parts = [x if np.ndim(x) else np.broadcast_to(x, one) for x in (prepend, a, append) if n and x is not np._NoValue]
     return _differences(np.concatenate(parts, axis) if len(parts) > 1 else a, n, axis)
 
@@ -1543,15 +1536,15 @@ def _svd(a, full_matrices=True, compute_uv=True):
 
 
 def _lstsq(a, b):
-    plain, squares, rank, _ = _constant_lstsq(a, b)
-    x = _pinv_of_lstsq(a := _as_tensor(a).astype(squares.dtype)) @ (b := np.reshape(b, (*np.shape(b), 1)[:2]))
-    return x.reshape(plain.shape), ((b - a @ x) ** 2).sum(0)[: squares.size], rank, _uvs(a)[..., -1, :]
+    """It leaves out more as 0 than pinv, and as much in float32: NumPy's LAPACK is that of float64."""
+    _, squares, rank, _ = _constant_lstsq(a, b)
+    x = np.linalg.pinv(a := _as_tensor(a).astype(squares.dtype), np.finfo(float).eps * max(a.shape)) @ b
+    return x, np.atleast_1d(((b - a @ x) ** 2).sum(0))[: squares.size], rank, _uvs(a)[..., -1, :]
 
 
 def _kron(a, b):
     """All products of two elements, in the order of (row of a, row of b, column of a, column of b), and so on."""
-    a, b = _as_tensor(a), _as_tensor(b)
-    products = a.reshape([n for m in a.shape for n in (m, 1)]) * b.reshape([n for m in b.shape for n in (1, m)])
+    products = np.expand_dims(a, [*range(1, 2 * np.ndim(a), 2)]) * np.expand_dims(b, [*range(0, 2 * np.ndim(b), 2)])
     return products.reshape([*map(op.mul, products.shape[::2], products.shape[1::2])])
 
 
@@ -1655,12 +1648,10 @@ for names, expression in {
     "select": lambda condlist, choicelist, default=0: functools.reduce(
         lambda rest, pair: np.where(*pair, rest), [*zip(condlist, choicelist, strict=True)][::-1], default),
     # Reductions, and what goes along an axis.
-    "amax": np.max, "amin": np.min, "average": _average, "diff": _diff, "gradient": _gradient, "linalg.norm": _norm,
+    "amax": np.max, "amin": np.min, "average": _average, "diff": _diff, "gradient": _gradient, "quantile": _quantile,
     "ptp": lambda a, axis=None, *, keepdims=False: a.max(axis, keepdims=keepdims) - a.min(axis, keepdims=keepdims),
     "nanstd": lambda a, axis=None, **given: np.where((x := np.nanvar(a, axis, **given)) == 0, 0, np.sqrt(_nonzero(x))),
-    "median": lambda a, axis=None, *, keepdims=False: _ordered(np.median, a, axis, keepdims),
-    "quantile": lambda a, q, axis=None, *, method="linear", keepdims=False: (
-        _ordered(np.quantile, a, axis, keepdims, q, method=method)),
+    "median": lambda a, axis=None, **how: _exact(np.quantile(a, 0.5, axis, **how), np.median(a.detach(), axis, **how)),
     "percentile": lambda a, q, axis=None, **options: np.quantile(a, np.divide(q, a.dtype.type(100)), axis, **options),
     "sort": lambda a, axis=-1, kind=None, **stable: np.take_along_axis(a, np.argsort(a, axis, kind, **stable), axis),
     "partition": lambda a, kth, axis=-1, kind="introselect": np.take_along_axis(np.sort(a, axis), np.argsort(
@@ -1668,10 +1659,9 @@ for names, expression in {
     # Products.
     "dot": lambda a, b: a @ b if np.ndim(a) and 0 < np.ndim(b) < 3 else (
         np.tensordot(a, b, (-1, -2) if np.ndim(a) and np.ndim(b) else 0)),
-    "inner": lambda a, b: a @ np.transpose(b) if np.ndim(a) and 0 < np.ndim(b) < 3 else (
-        np.tensordot(a, b, (-1, -1) if np.ndim(a) and np.ndim(b) else 0)),
+    "inner": lambda a, b: np.dot(a, np.swapaxes(b, -1, -2) if np.ndim(a) and np.ndim(b) > 1 else b),
     "vdot": lambda a, b: np.ravel(a) @ np.ravel(b), "linalg.matmul": op.matmul, "cross": _cross, "kron": _kron,
-    "linalg.tensordot": lambda x1, x2, axes=2: np.tensordot(x1, x2, axes), "einsum": _einsum,
+    "linalg.tensordot": lambda x1, x2, axes=2: np.tensordot(x1, x2, axes), "einsum": _einsum, "linalg.norm": _norm,
     "linalg.slogdet": lambda a: np.linalg.slogdet(np.eye(1))._replace(sign=_sign_of_det(a), logabsdet=_log_of_det(a)),
     "linalg.eigh": lambda a, UPLO="L": _filled(np.linalg.eigh(np.eye(1)), [
         (vw := _vw(_mirrored(a, UPLO), UPLO))[..., -1, :], vw[..., :-1, :]]),
