@@ -1513,7 +1513,8 @@ def _sinc(x):
 
 
 def _diff(a, n=1, axis=-1, prepend=np._NoValue, append=np._NoValue):
-    one = [1 if i == axis % np.ndim(a) else length for i, length in enumerate(np.shape(a))]
+    a = _as_tensor(a)
+    one = [1 if i == axis % a.ndim else length for i, length in enumerate(a.shape)]
     parts = [x if np.ndim(x) else np.broadcast_to(x, one) for x in (prepend, a, append) if n and x is not np._NoValue]
     return _differences(np.concatenate(parts, axis) if len(parts) > 1 else a, n, axis)
 
@@ -1544,7 +1545,8 @@ def _lstsq(a, b):
 
 def _kron(a, b):
     """All products of two elements, in the order of (row of a, row of b, column of a, column of b), and so on."""
-    products = np.expand_dims(a, [*range(1, 2 * np.ndim(a), 2)]) * np.expand_dims(b, [*range(0, 2 * np.ndim(b), 2)])
+    a, b = _as_tensor(a), _as_tensor(b)
+    products = a.reshape([n for m in a.shape for n in (m, 1)]) * b.reshape([n for m in b.shape for n in (1, m)])
     return products.reshape([*map(op.mul, products.shape[::2], products.shape[1::2])])
 
 
@@ -1659,7 +1661,8 @@ for names, expression in {
     # Products.
     "dot": lambda a, b: a @ b if np.ndim(a) and 0 < np.ndim(b) < 3 else (
         np.tensordot(a, b, (-1, -2) if np.ndim(a) and np.ndim(b) else 0)),
-    "inner": lambda a, b: np.dot(a, np.swapaxes(b, -1, -2) if np.ndim(a) and np.ndim(b) > 1 else b),
+    "inner": lambda a, b: a @ np.transpose(b) if np.ndim(a) and 0 < np.ndim(b) < 3 else (
+        np.tensordot(a, b, (-1, -1) if np.ndim(a) and np.ndim(b) else 0)),
     "vdot": lambda a, b: np.ravel(a) @ np.ravel(b), "linalg.matmul": op.matmul, "cross": _cross, "kron": _kron,
     "linalg.tensordot": lambda x1, x2, axes=2: np.tensordot(x1, x2, axes), "einsum": _einsum, "linalg.norm": _norm,
     "linalg.slogdet": lambda a: np.linalg.slogdet(np.eye(1))._replace(sign=_sign_of_det(a), logabsdet=_log_of_det(a)),
