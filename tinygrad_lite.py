@@ -1415,7 +1415,6 @@ for kind, rules in {
 }.items():
     for function, vjps in rules.items():  # type: ignore[attr-defined]
         _row(function, _Function).define(vjps if isinstance(vjps, tuple) else (vjps,), kind)
-_sign_of_det = defvjp(lambda a: np.linalg.slogdet(a)[0], None)
 _log_of_det = defvjp(lambda a: np.linalg.slogdet(a)[1], lambda g, _, a: g[..., None, None] * _mT(np.linalg.inv(a)))
 _length = defvjp(np.errstate(divide="ignore")(lambda x, *given: np.linalg.norm(x, *given)), _length_vjp)
 _limited = defvjp(lambda a, low, high: np.clip(a, low, high),
@@ -1434,7 +1433,8 @@ _cholesky = defvjp(functools.partial(np.linalg.cholesky, upper=False),  # which 
 _vw = defvjp(lambda a, UPLO: np.concatenate([(x := np.linalg.eigh(a, UPLO))[1], x[0][..., None, :]], -2), _uv_vjp, None)
 _uvs = defvjp(lambda a: np.concatenate([(x := np.linalg.svd(a, False))[0], _mT(x[2]), x[1][..., None, :]], -2), _uv_vjp)
 _q = defvjp(lambda a: np.linalg.qr(a)[0], lambda g, q, a: (g - q @ _mirrored(_mT(g) @ q)) @ np.linalg.inv(_mT(a) @ q))
-_constant_lstsq, _constant_average = [defvjp(functools.partial(f), None) for f in (np.linalg.lstsq, np.average)]
+# A function of NumPy's without gradients, for the values that a re-expression takes from NumPy.
+_constant = functools.cache(lambda function: defvjp(functools.partial(function), None))
 # The value that NumPy computed, with the gradients of what says the same in other functions.
 _exact = defvjp(lambda _way, value: value, lambda g, _, _way, _value: g, None)
 # The quickest ways to some values. Python's own operators are many times faster on NumPy scalars. (But of a Python
@@ -1460,7 +1460,7 @@ def _average(a, axis=None, weights=None, *, keepdims=False):
     if weights is None:
         return np.mean(a, axis, keepdims=keepdims)
     a, weights = _as_tensor(a), _as_tensor(weights)
-    value = _constant_average(a, axis, weights, keepdims=keepdims)
+    value = _constant(np.average)(a, axis, weights, keepdims=keepdims)
     weights = (_merged(weights, axis) if weights.shape == a.shape else np.ravel(weights)).astype(value.dtype)
     return _exact(((_merged(a, axis) * weights).sum(-1) / weights.sum(-1)).reshape(value.shape), value)
 
@@ -1538,7 +1538,7 @@ def _svd(a, full_matrices=True, compute_uv=True):
 
 def _lstsq(a, b):
     """It leaves out more as 0 than pinv, and as much in float32: NumPy's LAPACK is that of float64."""
-    _, squares, rank, _ = _constant_lstsq(a, b)
+    _, squares, rank, _ = _constant(np.linalg.lstsq)(a, b)
     x = np.linalg.pinv(a := _as_tensor(a).astype(squares.dtype), np.finfo(float).eps * max(a.shape)) @ b
     return x, np.atleast_1d(((b - a @ x) ** 2).sum(0))[: squares.size], rank, _uvs(a)[..., -1, :]
 
@@ -1643,8 +1643,7 @@ for names, expression in {
     "deg2rad radians": lambda x: x * (math.pi / 180), "rad2deg degrees": lambda x: x * (180 / math.pi),
     "fmax": lambda x, y: np.where(np.greater_equal(x, y) | np.not_equal(y, y), x, y), "reciprocal": lambda x: 1 / x,
     "fmin": lambda x, y: np.where(np.less_equal(x, y) | np.not_equal(y, y), x, y), "interp": _interp, "sinc": _sinc,
-    "full_like": lambda a, fill_value, dtype=None, *, shape=None: (
-        _whole(_as_tensor(fill_value) if np.ndim(fill_value) else fill_value, np.zeros_like(a, dtype, shape=shape))),
+    "full_like": lambda a, x, dtype=None, *, shape=None: _whole(_as_tensor(x), np.zeros_like(a, dtype, shape=shape)),
     "linspace": lambda start, stop, num=50, endpoint=True, *, axis=0: np.moveaxis(start * (
         1 - (w := np.linspace(np.zeros_like(stop - start), 1, num, endpoint))) + stop * w, 0, axis),
     "select": lambda condlist, choicelist, default=0: functools.reduce(
@@ -1665,7 +1664,7 @@ for names, expression in {
         np.tensordot(a, b, (-1, -1) if np.ndim(a) and np.ndim(b) else 0)),
     "vdot": lambda a, b: np.ravel(a) @ np.ravel(b), "linalg.matmul": op.matmul, "cross": _cross, "kron": _kron,
     "linalg.tensordot": lambda x1, x2, axes=2: np.tensordot(x1, x2, axes), "einsum": _einsum, "linalg.norm": _norm,
-    "linalg.slogdet": lambda a: np.linalg.slogdet(np.eye(1))._replace(sign=_sign_of_det(a), logabsdet=_log_of_det(a)),
+    "linalg.slogdet": lambda a: _constant(np.linalg.slogdet)(a)._replace(logabsdet=_log_of_det(a)),
     "linalg.eigh": lambda a, UPLO="L": _filled(np.linalg.eigh(np.eye(1)), [
         (vw := _vw(_mirrored(a, UPLO), UPLO))[..., -1, :], vw[..., :-1, :]]),
     "linalg.eigvalsh": lambda a, UPLO="L": np.linalg.eigh(a, UPLO)[0], "linalg.svd": _svd, "linalg.lstsq": _lstsq,
