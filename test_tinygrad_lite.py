@@ -524,7 +524,6 @@ CATALOGUE |= {
         *[Own(X, 1, mode) for mode in ("edge", "reflect", "symmetric", "wrap")],
         *[Own(A(3, 4), pad_width=((2, 1), (1, 3)), mode=mode) for mode in ("edge", "reflect", "symmetric", "wrap")],
         Own(X, np.array([[0, 1], [2, 0]])),
-        *since("2.4.0", Own(X, {0: 1}), Own(X, {-1: (1, 2)}, constant_values=5.0), Own(X, {1: 2, 0: (0, 1)}, "edge")),
     ],
     **{f"atleast_{n}d": [Call(S), Call(V), Call(X), Call(N), Own(S, X), Own(V, 1.0, S)] for n in (1, 2, 3)},
     # What is joined and split.

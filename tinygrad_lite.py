@@ -1619,9 +1619,7 @@ def _split(function, ary, indices_or_sections, *axis):
 
 def _pad(array, pad_width, mode="constant", *, constant_values=0):
     _check(mode in {"constant", "edge", "reflect", "symmetric", "wrap"}, f"np.pad with {mode=} has no rule", TypeError)
-    if isinstance(pad_width, dict):
-        pad_width = [np.full(2, pad_width.get(i) or pad_width.get(i - array.ndim) or 0) for i in range(array.ndim)]
-    pad_width = np.asarray(pad_width).tolist()  # which jit takes as fixed
+    pad_width = np.asarray(pad_width).astype(int, casting="same_kind").tolist()  # which jit takes as fixed
     return _padded(array, pad_width, constant_values) if mode == "constant" else _move(np.pad, array, pad_width, mode)
 
 
