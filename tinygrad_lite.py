@@ -1416,7 +1416,7 @@ for kind, rules in {
     for function, vjps in rules.items():  # type: ignore[attr-defined]
         _row(function, _Function).define(vjps if isinstance(vjps, tuple) else (vjps,), kind)
 _log_of_det = defvjp(lambda a: np.linalg.slogdet(a)[1], lambda g, _, a: g[..., None, None] * _mT(np.linalg.inv(a)))
-_length = defvjp(np.errstate(divide="ignore")(lambda x, *given: np.linalg.norm(x, *given)), _length_vjp)
+_length = defvjp(np.errstate(divide="ignore")(np.linalg.norm), _length_vjp)
 _limited = defvjp(lambda a, low, high: np.clip(a, low, high),
                   lambda g, out, a, low, high: np.where(((out == a) & (low <= high)) | (a != a), g, 0),
                   lambda g, out, a, low, _high: np.where((a < low) & (out == low), g, 0),
