@@ -1645,7 +1645,8 @@ for names, expression in {
     "linspace": lambda start, stop, num=50, endpoint=True, *, axis=0: np.moveaxis(start * (
         1 - (w := np.linspace(np.zeros_like(stop - start), 1, num, endpoint))) + stop * w, 0, axis),
     "select": lambda condlist, choicelist, default=0: functools.reduce(
-        lambda rest, pair: np.where(*pair, rest), [*zip(condlist, choicelist, strict=True)][::-1], default),
+        lambda rest, pair: np.where(pair[0], pair[1], rest), [*zip(condlist, choicelist, strict=True)][::-1],
+        default + np.result_type(*map(_value_of, _leaves([default, choicelist]))).type(-0.0)),
     # Reductions, and what goes along an axis.
     "amax": np.max, "amin": np.min, "average": _average, "diff": _diff, "gradient": _gradient, "quantile": _quantile,
     "ptp": lambda a, axis=None, *, keepdims=False: a.max(axis, keepdims=keepdims) - a.min(axis, keepdims=keepdims),
