@@ -201,8 +201,8 @@ class _Row:
 _table: dict[Callable, _Row] = {}
 
 
-def _row(function, make=_Row, table: Any = _table):
-    return table.get(function) or table.setdefault(function, make(function))
+def _row(function, make=_Row):
+    return _table.get(function) or _table.setdefault(function, make(function))
 
 
 def _unary(row: _Row, compute: Callable, careful: Callable) -> Callable:
@@ -766,7 +766,6 @@ import functools
 import inspect
 import string
 import warnings
-import weakref
 
 
 class _Unread:
@@ -1036,10 +1035,6 @@ class _OwnRule(functools.partial):
         return super().__call__(g, _as_array(out), *arguments, **options)
 
 
-_recorders: Any = weakref.WeakSet()  # what defvjp made of plain Python functions, which it wraps
-_own_rows: Any = weakref.WeakValueDictionary()  # the rows of these functions, kept by their recorders and by graphs
-
-
 def defvjp(function: Callable, *vjps: Callable | None) -> Callable:
     """Add a derivative rule to the table, or replace one.
 
@@ -1055,7 +1050,7 @@ def defvjp(function: Callable, *vjps: Callable | None) -> Callable:
 
     Returns
     -------
-    The function to call: ``function`` itself where NumPy lets Tensors override it, else one that records.
+    The function to call: ``function`` itself where NumPy lets Tensors override it, else a new one that records.
 
     Raises
     ------
@@ -1072,9 +1067,9 @@ def defvjp(function: Callable, *vjps: Callable | None) -> Callable:
     codes = [vjp.__code__ for vjp in filter(None, vjps) if hasattr(vjp, "__code__")]
     enough = all([code.co_flags & inspect.CO_VARARGS or code.co_argcount > 1 + len(vjps) for code in codes])
     _check(enough, "defvjp takes rules of g, the result and every argument: lambda g, out, x: ... of f(x)", TypeError)
-    function = inspect.unwrap(function, stop=lambda f: f not in _recorders)
     overrides = isinstance(function, np.ufunc) or hasattr(function, "_implementation")
-    row = _row(function, _Function, _table if overrides or function in _table else _own_rows)
+    # The row of a plain function is not in the table, and so goes with those who hold what is returned.
+    row = _row(function, _Function) if overrides or function in _table else _Function(function)
     row.define(tuple([vjp and _OwnRule(vjp) for vjp in vjps]))
     row.takes.cache_clear()
     row.expression = None
@@ -1089,7 +1084,6 @@ def _recording_function(function, row):
         plain = not any(isinstance(leaf, Tensor) for leaf in _leaves((args, options)))
         return function(*args, **options) if plain else row.call(row.compute, args, options)
 
-    _recorders.add(recording)
     return recording
 
 
@@ -2110,6 +2104,7 @@ def to_dot(t: Tensor, names: dict[str, Any] | None = None) -> str:
 import ast
 import collections
 import keyword
+import weakref
 
 
 class _Line:
