@@ -589,8 +589,6 @@ def _backward(root, g, create_graph=False, stop=1):
     gradients = {root[0]: _wrap(g, None) if create_graph and not isinstance(g, Tensor) else g}
     leaves: dict[int, list] = {} if root[1] else {root[0]: root[2]}
     node, heap, observer = root if root[1] else None, [], _detours and _thread.observer  # type: ignore
-    if observer:
-        observer.starts(root)
     while node and node[0] < stop:
         order, row, parents, values, out, options = node
         g, vjps, following = gradients.pop(order), row.vjps, None
@@ -622,7 +620,7 @@ def _backward(root, g, create_graph=False, stop=1):
                 else:
                     heappush(heap, parent)
             if observer:
-                observer.gradient(node, i, g, gradients[order])
+                observer.gradient(root, node, i, g, gradients[order])
         node = heappushpop(heap, following) if following else heappop(heap) if heap else None
     return gradients, leaves
 
@@ -1907,7 +1905,6 @@ def jvp(f: Callable, args: tuple, tangents: tuple) -> tuple[Any, Any]:
 
 # --- Tools ------------------------------------------------------------------------------------------------------------
 # What looks at a computation from outside: whether its derivatives are right, where it went wrong, what it is made of.
-# The last two are observers: they are told of results and of gradients.
 
 import linecache
 
@@ -1953,19 +1950,6 @@ def gradcheck(f: Callable, *args: Any, eps: float = 1e-6, atol: float = 1e-5, rt
     return True
 
 
-class _Observer:
-    """What a thread's observer is told. This one lets everything be, and keeps the gradients of a way back."""
-
-    def seen(self, tensor, what):
-        return tensor
-
-    def starts(self, root):
-        self.gradients = {root[0]: _float64(1)}  # by the order of nodes
-
-    def gradient(self, node, i, g, total):
-        self.gradients[node[2][i][0]] = total
-
-
 def _is_finite(*trees):
     """Whether no number in NumPy's arrays is nan or infinite; other things are not looked at."""
     local = [x for x in map(_value_of, _leaves(trees)) if isinstance(x, (np.ndarray, np.generic, float))]
@@ -1980,11 +1964,14 @@ def _caller():
     return frame
 
 
-class _AnomalyObserver(_Observer):
-    """Looks at results and gradients, and notes the lines of the program that they come from."""
+class _Anomalies:
+    """An observer that looks at results and gradients, and notes the lines of the program that they come from."""
 
     def __init__(self):
         self.lines: dict[int, str] = {}  # of the program, by the order of the nodes that they made
+
+    def seen(self, tensor, what):
+        return tensor
 
     def compute(self, row, order, compute, args, options):
         values, named = row.plain(args, options)
@@ -1995,7 +1982,7 @@ class _AnomalyObserver(_Observer):
             self.look(_name(row.function), order, values, out)
         return values, out
 
-    def gradient(self, node, i, g, total):
+    def gradient(self, root, node, i, g, total):
         order, row, _, values, out, _ = node
         self.look(f"the gradient with respect to argument {i} of {_name(row.function)}", order, values, total, g, out)
 
@@ -2028,7 +2015,7 @@ def detect_anomaly() -> contextlib.AbstractContextManager[Any]:
     FloatingPointError: the gradient with respect to argument 0 of np.sqrt of shape (2,) made infinity of finite ...
     """
     _seen(None, "what detect_anomaly() looks at")
-    return _set("observer", _thread.observer or _AnomalyObserver())
+    return _set("observer", _thread.observer or _Anomalies())
 
 
 def to_dot(t: Tensor, names: dict[str, Any] | None = None) -> str:
@@ -2046,8 +2033,7 @@ def to_dot(t: Tensor, names: dict[str, Any] | None = None) -> str:
 
     Notes
     -----
-    After ``t.backward()`` leaves show their ``.grad`` and, if t is one number, operations its gradient with respect to
-    them.
+    After ``t.backward()`` leaves show their ``.grad``.
 
     >>> w = Tensor(3.0, requires_grad=True)
     >>> print(to_dot(w * 2, names={"w": w}))
@@ -2073,23 +2059,19 @@ def to_dot(t: Tensor, names: dict[str, Any] | None = None) -> str:
             arguments = zip(node[2], node[3], strict=True) if node and node[1] else ()  # none of a leaf or constant
             ahead += [(*argument, boxes[key][0]) for argument in arguments]
         edges.append(f"  {boxes[key][0]} -> {user}")
-    gradients = {node[0]: _value_of(node[2][0]) for _, node, _ in boxes.values() if node and not node[1]}
-    if t.size == 1 and any(g is not None for g in gradients.values()):
-        with _set("observer", _Observer()) as observer:
-            _backward(t._node, _one(_as_array(t._value)))
-        gradients = observer.gradients | gradients
 
     def box(key):
-        """What a thing is, its shape and dtype, and where these are few its values and its gradient."""
+        """What a thing is, its shape and dtype, and where these are few its values, and of a leaf its gradient."""
         name, node, x = boxes[key]
-        what = called.get(key, "leaf" if node else "")
-        style = ", style=filled, fillcolor=lightblue" if node else ", shape=plain"
+        what, style, gradient = called.get(key), ", shape=plain", None
         if node and node[1]:
             what, style = f"{_name(node[1].function)} {node[5] or ''}".rstrip(), ""
+        elif node:
+            what, style, gradient = what or "leaf", ", style=filled, fillcolor=lightblue", _value_of(node[2][0])
         label = [what, f"{x.shape} {x.dtype}" if hasattr(x, "shape") else repr(x)]
-        for before, numbers in ("", x), ("gradient ", node and gradients.get(node[0])):
-            if isinstance(numbers, (np.ndarray, np.generic)) and np.size(x) <= 12:
-                label.append(before + np.array2string(_whole(numbers, x), precision=4, separator=", "))
+        for before, numbers in ("", x), ("gradient ", gradient):
+            if isinstance(numbers, (np.ndarray, np.generic)) and numbers.size <= 12:
+                label.append(before + np.array2string(numbers, precision=4, separator=", "))
         text = "\n".join(filter(None, label)).translate({ord("\\"): r"\\", ord('"'): r"\"", ord("\n"): r"\n"})
         return f'  {name} [label="{text}"{style}]'
 
@@ -2199,7 +2181,7 @@ def _plain_text(text):
     return ast.unparse(ast.parse(text))
 
 
-class _Trace(_Observer):
+class _Trace:
     """What is noted while a function runs once, and the text that comes of it."""
 
     def __init__(self):
@@ -2250,12 +2232,9 @@ class _Trace(_Observer):
         lines = [self.new(op.getitem, (line, i), {}, _like(x)) for i, x in enumerate(outs)] if several else [line]
         return given, _filled(out, map(self.value, lines, outs, itertools.repeat(leaves)))
 
-    def starts(self, root):
-        self.of = getattr(root[4], "line", None)
-
-    def gradient(self, node, i, g, total):
-        if self.of and isinstance(total, _Traced):
-            self.slopes[self.of, node[3][i].line][node[2][i][0]] = total.line
+    def gradient(self, root, node, i, g, total):
+        if isinstance(root[4], _Traced) and isinstance(total, _Traced):
+            self.slopes[root[4].line, node[3][i].line][node[2][i][0]] = total.line
 
     # What the lines are of
 
