@@ -495,10 +495,17 @@ class Tensor(_Anything):
 # Handed Tensors instead of arrays, a rule records a graph of its own: so second derivatives come.
 
 
-def _spread(g, out, x, axis):
-    """The gradient of a sum over ``axis`` goes to every element of x alike, as broadcasting will do."""
-    g = _whole(g, out) if g.ndim and g.shape != out.shape else g
-    return np.expand_dims(g, axis) if 0 < g.ndim < x.ndim else g
+def _spread(g, _out, _a, axis=None, *, keepdims=False, where=True, initial=0):
+    """The gradient of a sum goes to every element alike, as broadcasting will do."""
+    g = _whole(g, _out) if g.ndim and g.shape != _out.shape else g
+    g = np.expand_dims(g, axis) if 0 < g.ndim < _a.ndim else g
+    return g if where is True else np.where(where, g, 0)
+
+
+def _mean_vjp(g, _out, _a, axis=None, *, keepdims=False, where=True):
+    n = None if where is True else np.broadcast_to(where, _a.shape).sum(axis, keepdims=keepdims)
+    g = g * (_out.size / (_a.size or 1)) if n is None else (g / n).astype(g.dtype)
+    return _spread(g, _out, _a, axis, where=where)
 
 
 def _power_less(x, y):
@@ -559,9 +566,7 @@ for kind, rules in {
         np.absolute: (lambda g, _, x: g * np.sign(x),),              np.tanh: (lambda g, y, _x: g * (1 - y * y),),
         _relu: (lambda g, out, _x: np.where(out <= 0, 0, g),)},
     "reduction": {
-        np.sum:  (lambda g, _out, _a, axis=None, *, keepdims=False: _spread(g, _out, _a, axis),),
-        np.mean: (lambda g, _out, _a, axis=None, *, keepdims=False: (
-                      _spread(g * (_out.size / (_a.size or 1)), _out, _a, axis)),)},
+        np.sum: (_spread,),                                         np.mean: (_mean_vjp,)},
     "": {
         np.matmul: (_matmul_vjp_x, _matmul_vjp_y),                   _whole: (lambda g, _, _g, _like: g, None)},
 }.items():
@@ -1163,17 +1168,6 @@ def _cumprod_vjp(g, _out, a, axis=None):
     return np.moveaxis(g, -1, axis or 0).reshape(a.shape)
 
 
-def _sum_vjp(g, _out, _a, axis=None, *, keepdims=False, where=True, initial=0):
-    g = _spread(g, _out, _a, axis)
-    return g if where is True else np.where(where, g, 0)
-
-
-def _mean_vjp(g, _out, _a, axis=None, *, keepdims=False, where=True):
-    n = None if where is True else np.broadcast_to(where, _a.shape).sum(axis, keepdims=keepdims)
-    g = g * (_out.size / (_a.size or 1)) if n is None else (g / n).astype(g.dtype)
-    return _sum_vjp(g, _out, _a, axis, where=where)
-
-
 def _share(g, out, a, axis=None, *, keepdims=False, where=True, initial=math.nan):
     """The gradient of max and min: to the elements that are it, in equal shares where there are ties."""
     out, g = out.reshape(_reduced(a, axis)), g.reshape(_reduced(a, axis))
@@ -1366,13 +1360,12 @@ for kind, rules in {
                        lambda g, _, y, x: -g * (y / (r := _nonzero(np.hypot(x, y)))) / r),
         np.logaddexp2: _both(lambda g, _, x, y: g * sigmoid((x - y) * math.log(2)))},
     "reduction": {
-        np.sum: (_sum_vjp,),                                          np.mean: (_mean_vjp,),
         np.var: _var_vjp, np.std: lambda g, out, a, axis=None, *, ddof=0, keepdims=False: (
             _var_vjp(g / 2, out, a, axis, ddof=ddof) / _spread(_nonzero(out, math.inf), out, a, axis))},
     "": {
         **{nan_function: lambda g, out, a, axis=None, *, keepdims=False, vjp=vjp: (
                vjp(g, out, a, axis, keepdims=keepdims, where=~np.isnan(a))) for nan_function, vjp in {
-            np.nansum: _sum_vjp, np.nanmean: _mean_vjp, np.nanmax: _share, np.nanmin: _share}.items()},
+            np.nansum: _spread, np.nanmean: _mean_vjp, np.nanmax: _share, np.nanmin: _share}.items()},
         np.nanvar: lambda g, _out, a, axis=None, *, ddof=0, keepdims=False: (
             np.where(np.isnan(a), 0, a - np.nanmean(a, axis, keepdims=True)) * _spread((2 * g / np.maximum(
                 np.sum(~np.isnan(a), axis, keepdims=keepdims) - ddof, 0)).astype(g.dtype), _out, a, axis)),
