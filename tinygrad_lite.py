@@ -765,6 +765,7 @@ class SGD:
 # other libraries, which stay where they are; and it forgets large arrays that no rule reads. A function has a rule, as
 # in the heart, or a re-expression, the same function said in other functions of the table, or it is a constant.
 
+import copy
 import functools
 import inspect
 import string
@@ -809,14 +810,11 @@ def _map(f, tree):
 
 
 def _of_type(tree, items):
-    """A structure of the user's own type with other items, made without the type's own code, and without attributes."""
-    kind = type(tree)
+    """A structure of the user's own type with other items: a copy of it that is given these."""
+    kind, base = type(tree), type(items)
     if isinstance(tree, tuple):
         return getattr(kind, "_make", kind)(items)
-    if isinstance(tree, dict) and op.attrgetter("__or__")(kind) is not dict.__or__:
-        return tree | items  # an OrderedDict and the like stays one
-    base: Any = type(items)
-    new = base.__new__(kind)
+    new = copy.copy(tree)
     base.__init__(new, items)
     if kind.__dictoffset__ and vars(tree) is tree:  # items that are attributes, too
         new.__dict__ = new
