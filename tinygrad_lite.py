@@ -126,9 +126,8 @@ def _as_value(data):
     is_array = hasattr(type(data), "__array_function__") and hasattr(type(data), "__array_ufunc__")
     # Only a subclass is asked, because NumPy imports its ma when somebody names it.
     if isinstance(data, np.ndarray) and type(data) is not np.ndarray:
-        _check(not isinstance(data, np.ma.MaskedArray), "a Tensor has no mask: give data.filled(value)", TypeError)
-        what = "a Tensor of an np.matrix would multiply elementwise: give np.asarray(matrix), and @ for its products"
-        _check(not isinstance(data, np.matrix), what, TypeError)
+        what = "a Tensor has no mask and multiplies elementwise: give data.filled(value), or np.asarray(matrix) and @"
+        _check(not isinstance(data, (np.ma.MaskedArray, np.matrix)), what, TypeError)
     value = data if is_array and not isinstance(data, (np.ndarray, Tensor)) else np.asarray(data)
     if value.dtype.kind not in "biuf":
         advice = "use .real and .imag" if value.dtype.kind == "c" else "convert it first, with data.astype(float) say"
@@ -438,11 +437,10 @@ class Tensor(_Anything):
         if create_graph and not _thread.recording:
             return _set("recording", True)(self.backward)(gradient, create_graph)
         value = _as_array(self._value)
-        if gradient is not None:
-            gradient = self._fitted(gradient, "the gradient of backward()", create_graph)
-        elif value.size != 1:
+        if gradient is None and value.size != 1:
             raise ValueError(f"backward() of shape {value.shape} needs a gradient: .sum() it first, or give one")
-        gradients, leaves = _backward(self._node, _one(value) if gradient is None else gradient, create_graph)
+        g = _one(value) if gradient is None else self._fitted(gradient, "the gradient of backward()", create_graph)
+        gradients, leaves = _backward(self._node, g, create_graph)
         with _lock:  # only now, so that an error on the way leaves every gradient as it was
             for order, leaf in leaves.items():
                 leaf[0] = _own(gradients, order) if leaf[0] is None else leaf[0] + _own(gradients, order)
