@@ -4490,7 +4490,7 @@ def test_what_means_something_else_than_an_array_is_refused_by_jit_and_beside_te
             assert "\n" not in str(caught.value)
     for f in (lambda: x * matrix, lambda: matrix * x, lambda: x @ matrix, lambda: np.concatenate([x, matrix]),
               lambda: grad(lambda m: np.sum(m * m))(matrix), lambda: jit(lambda x: x * matrix)(square)):  # fmt: skip
-        with pytest.raises(TypeError, match=r"np\.matrix would multiply elementwise: give np\.asarray"):
+        with pytest.raises(TypeError, match=r"multiplies elementwise: give .*np\.asarray"):
             f()
     assert_alike(jit(lambda x: x * 2)(Tensor(series)), series.to_numpy() * 2)
     assert_alike(jit(lambda x: x * series)(np.ones(3)), series.to_numpy())  # as beside any Tensor
