@@ -649,9 +649,7 @@ def _fit(g, x, out, row, to):
         what = f"dtype {g.dtype}" if hasattr(g, "dtype") else f"a {type(g).__name__}"
         raise TypeError(f"a rule of {_name(row.function)} returned {what} for an argument of {x.dtype}")
     shape, stretched = x.shape, out.shape if row.kind == "elementwise" else x.shape if row.kind else g.shape
-    if shape != stretched and row.kind and not g.ndim and x.size:  # so many times one number
-        g = g * (out.size // x.size)
-    elif shape != stretched:
+    if shape != stretched:
         g = g if g.shape == stretched else _whole(g, out)
         new = g.ndim - len(shape)
         axes = [axis for axis, n in enumerate(shape, new) if new >= 0 and n != g.shape[axis]]
