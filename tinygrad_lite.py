@@ -2034,33 +2034,27 @@ def to_dot(t: Tensor, names: dict[str, Any] | None = None) -> str:
     }
     """
     _check(isinstance(t, Tensor), f"to_dot() takes a Tensor, not {type(t).__name__}: give it the result", TypeError)
-    called = {id(getattr(x, "_node", None) or _value_of(x)): name for name, x in dict(names or {}).items()}
-    # What there is to draw: each node and each array once, under the node or the array itself.
-    boxes, edges, ahead = dict[Any, Any](), list[str](), list[Any]([(t._node, t._value, None)])
+    called: Any = {id(getattr(x, "_node", None) or _value_of(x)): name for name, x in dict(names or {}).items()}
+    # Each node and each array is drawn once, under the node or the array itself, and a Python number at every use.
+    drawn, boxes, edges, ahead = dict[Any, str](), list[str](), list[str](), list[Any]([(t._node, t._value, None)])
     for node, x, user in ahead:  # which grows on the way
-        key = id(node or x) if node or hasattr(x, "shape") else object()  # a Python number is drawn at every use
-        if key not in boxes:
-            boxes[key] = f"n{len(boxes)}", node, x
-            arguments = zip(node[2], node[3], strict=True) if node and node[1] else ()  # none of a leaf or constant
-            ahead += [(*argument, boxes[key][0]) for argument in arguments]
-        edges.append(f"  {boxes[key][0]} -> {user}")
-
-    def box(key):
-        """What a thing is, its shape and dtype, and where these are few its values, and of a leaf its gradient."""
-        name, node, x = boxes[key]
-        what, style, gradient = called.get(key), ", shape=plain", None
-        if node and node[1]:
-            what, style = f"{_name(node[1].function)} {node[5] or ''}".rstrip(), ""
-        elif node:
-            what, style, gradient = what or "leaf", ", style=filled, fillcolor=lightblue", _value_of(node[2][0])
-        label = [what, f"{x.shape} {x.dtype}" if hasattr(x, "shape") else repr(x)]
-        for before, numbers in ("", x), ("gradient ", gradient):
-            if isinstance(numbers, (np.ndarray, np.generic)) and numbers.size <= 12:
-                label.append(before + np.array2string(numbers, precision=4, separator=", "))
-        text = "\n".join(filter(None, label)).translate({ord("\\"): r"\\", ord('"'): r"\"", ord("\n"): r"\n"})
-        return f'  {name} [label="{text}"{style}]'
-
-    return "\n".join(["digraph {", "  node [shape=box, fontname=monospace]", *map(box, boxes), *edges[1:], "}"])
+        key = id(node or x) if node or hasattr(x, "shape") else object()
+        if key not in drawn:
+            drawn[key] = name = f"n{len(drawn)}"
+            what, style, gradient = called.get(key), ", shape=plain", None
+            if node and node[1]:
+                what, style = f"{_name(node[1].function)} {node[5] or ''}".rstrip(), ""
+                ahead += [(*argument, name) for argument in zip(node[2], node[3], strict=True)]
+            elif node:
+                what, style, gradient = what or "leaf", ", style=filled, fillcolor=lightblue", _value_of(node[2][0])
+            label = [what, f"{x.shape} {x.dtype}" if hasattr(x, "shape") else repr(x)]
+            for before, numbers in ("", x), ("gradient ", gradient):
+                if isinstance(numbers, (np.ndarray, np.generic)) and numbers.size <= 12:
+                    label.append(before + np.array2string(np.asarray(numbers), precision=4, separator=", "))
+            text = "\n".join(filter(None, label)).translate({ord("\\"): r"\\", ord('"'): r"\"", ord("\n"): r"\n"})
+            boxes.append(f'  {name} [label="{text}"{style}]')
+        edges.append(f"  {drawn[key]} -> {user}")
+    return "\n".join(["digraph {", "  node [shape=box, fontname=monospace]", *boxes, *edges[1:], "}"])
 
 
 # --- jit --------------------------------------------------------------------------------------------------------------
