@@ -892,8 +892,7 @@ class _Function(_Row):
             raise type(error)(f"{_name(self.function)} of shapes {shapes}: {str(error).strip()}") from None
 
     def plain(self, args, options):
-        values = tuple([x._value if isinstance(x, Tensor) else _map(_value_of, x) for x in args])
-        return values, options and _map(_value_of, options)
+        return _map(_value_of, tuple(args)), options and _map(_value_of, options)
 
     def result(self, order, nodes, values, out, options=None):
         if not (self.vjps and any(nodes)):
