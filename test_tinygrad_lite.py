@@ -4207,7 +4207,7 @@ TWO_CALLS: list[tuple[str, Any, tuple[Any, ...], tuple[Any, ...]]] = [
     ("key of a range", lambda d: d[range(3)] * 2, ({range(3): M},), ({range(3): M + 1},)),
     ("letters", lambda d: np.exp(d["\u00b5"]) * 2 - np.exp(d["\u03bc"]), ({"\u00b5": M, "\u03bc": M + 1},), (
         {"\u00b5": M * 2, "\u03bc": M},)),
-    ("structures", lambda d: d["w"] * d["w"], ({"w": M},), ({"w": M.view(type("Mine", (np.ndarray,), {}))},)),
+    ("structures", lambda d: d["w"] * d["w"], ({"w": M},), ({"w": M + 1},)),
     ("index of a range", lambda x: x[range(2)] * x[(0, 1), range(2)][0], (M,), (M + 1,)),
     ("index of a tuple", lambda x: x[Pair(0, slice(1, None))] + x[Pair(1, 0)], (M,), (M + 1,)),
     ("ufunc of floats", lambda c, x: np.add(c, 1.0) * x + np.floor_divide(3.0, c), (2.5, f4(1, 2)), (0.5, f4(3, 4))),
@@ -4463,16 +4463,10 @@ def test_arrays_of_other_libraries_and_pandas_under_jit():
     w = Tensor(da.ones(3, chunks=3), requires_grad=True)
     with pytest.raises(TypeError, match="generates code for NumPy's arrays"):
         jit(lambda x: x * w)(np.ones(3))
-    assert_alike(f(np.ones(2).view(type("Mine", (np.ndarray,), {})), 3.0), np.asarray(6.0))
-
-
-class Inverted(np.ndarray):
-    def __add__(self, other: Any) -> Any:
-        return self - other
 
 
 @pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
-def test_what_means_something_else_than_an_array_is_refused_by_jit_and_beside_tensors_for_matrices():
+def test_what_means_something_else_than_an_array_is_refused_by_jit_and_beside_tensors_for_matrices(tmp_path):
     series, square = pd.Series([1.0, 2.0, 4.0], index=list("abc")), np.ones((2, 2))
     matrix, x = np.asmatrix(square), Tensor(square)
     for thing, way in (
@@ -4480,7 +4474,7 @@ def test_what_means_something_else_than_an_array_is_refused_by_jit_and_beside_te
         (series.to_frame(), r"\.to_numpy\(\)"),
         (pd.Index([1.0, 2.0]), r"\.to_numpy\(\)"),
         (pd.array([1.0, 2.0]), r"\.to_numpy\(\)"),
-        (square.view(Inverted), r"np\.asarray\(\)"),
+        (square.view(type("Mine", (np.ndarray,), {"unit": "m"})), r"np\.asarray\(\)"),
         (matrix, r"np\.asarray\(matrix\)"),
         (np.ma.array([1.0, 2.0]), r"data\.filled"),
     ):
@@ -4494,7 +4488,8 @@ def test_what_means_something_else_than_an_array_is_refused_by_jit_and_beside_te
             f()
     assert_alike(jit(lambda x: x * 2)(Tensor(series)), series.to_numpy() * 2)
     assert_alike(jit(lambda x: x * series)(np.ones(3)), series.to_numpy())  # as beside any Tensor
-    assert_alike(jit(lambda x: x * 2)(square.view(type("Mine", (np.ndarray,), {"unit": "m"}))), square * 2)
+    mapped = np.memmap(tmp_path / "file", dtype=float, mode="w+", shape=(2, 2))
+    assert_alike(jit(lambda x: x + 2)(mapped), square * 2)
 
 
 VIEWS: dict[str, Any] = {

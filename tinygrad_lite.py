@@ -2119,7 +2119,6 @@ _refusals = {key: f"jit() cannot follow {cause}, as every call brings new values
     ("an index", "a Tensor as an axis, a length or in range(), or a result whose shape depends on values",
      "give a Python int, which tracing fixes, or write np.sum(np.where(mask, x, 0)) for np.sum(x[mask])")]}
 # fmt: on
-_made_and_shown = {"__new__", "__array_finalize__", "__array_wrap__", "__repr__", "__str__", "__reduce__", "__doc__"}
 _of_numbers = np.add, np.subtract, np.multiply, np.negative  # of Python's numbers too
 _plain_types = int, bool, str, type(None)  # written as their repr
 _neutral: dict[Any, int] = {np.multiply: 1, np.divide: 1, np.power: 1, np.subtract: 0}
@@ -2399,16 +2398,10 @@ class _Trace:
         return statements
 
 
-def _means_the_same(kind):
-    """Whether arrays of a kind are NumPy's: a subclass may be made and shown otherwise, but has no operators anew."""
-    new = {name for base in {*kind.__mro__} - {*np.memmap.__mro__} for name in vars(base)} & vars(np.ndarray).keys()
-    return issubclass(kind, np.ndarray) and new <= _made_and_shown
-
-
 def _argument(x):
     """An argument as generated functions take it: arrays as NumPy's, numbers as scalars, other things as they are."""
     value = _as_value(_value_of(x))[()] if hasattr(type(x), "__array__") else x
-    if value is x or isinstance(x, (np.generic, Tensor)) or _means_the_same(type(x)) or _is_foreign(x):
+    if value is x or type(x) in (np.ndarray, np.memmap) or isinstance(x, (np.generic, Tensor)) or _is_foreign(x):
         return value
     way = ".to_numpy()" if hasattr(x, "to_numpy") else "np.asarray() of it"
     raise TypeError(f"jit() takes NumPy's arrays, and f may do something else with a {type(x).__name__}: give it {way}")
