@@ -2416,9 +2416,7 @@ def _signature(x):
     if isinstance(x, _structures):
         items = x.items() if isinstance(x, dict) else enumerate(x)
         return type(x), *[(type(key), repr(key), key, _signature(item)) for key, item in items]
-    what = f"jit() takes what is no array and no float as fixed, and a {type(x).__name__} may change: give it"
-    _check(callable(type(x).__hash__) or type(x) is slice, f"{what} an array, or something that has a hash", TypeError)
-    return type(x), repr(x), None if type(x) is slice else x
+    return type(x), repr(x), None if type(x) is slice else x  # which Python refuses as a key if it has no hash
 
 
 def _paths(tree, path):
