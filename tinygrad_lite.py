@@ -2401,10 +2401,10 @@ class _Trace:
 def _argument(x):
     """An argument as generated functions take it: arrays as NumPy's, numbers as scalars, other things as they are."""
     value = _as_value(_value_of(x))[()] if hasattr(type(x), "__array__") else x
-    if value is x or type(x) in (np.ndarray, np.memmap) or isinstance(x, (np.generic, Tensor)) or _is_foreign(x):
-        return value
-    way = ".to_numpy()" if hasattr(x, "to_numpy") else "np.asarray() of it"
-    raise TypeError(f"jit() takes NumPy's arrays, and f may do something else with a {type(x).__name__}: give it {way}")
+    is_taken = type(x) in (np.ndarray, np.memmap) or isinstance(x, (np.generic, Tensor)) or _is_foreign(x)
+    what = f"jit() takes NumPy's arrays, and f may do something else with a {type(x).__name__}"
+    _check(value is x or is_taken, f"{what}: give it .to_numpy() or np.asarray() of it", TypeError)
+    return value
 
 
 def _signature(x):
