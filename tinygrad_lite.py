@@ -2124,7 +2124,7 @@ _plain_types = int, bool, str, type(None)  # written as their repr
 _neutral: dict[Any, int] = {np.multiply: 1, np.divide: 1, np.power: 1, np.subtract: 0}
 _reshape, _transpose = np.ndarray.reshape, np.ndarray.transpose  # what all that does the same becomes
 _reshapes = {np.reshape, np.ravel, np.squeeze, np.expand_dims, np.atleast_1d, np.atleast_2d, np.atleast_3d}
-_viewing = {None, _reshape, np.broadcast_to, *_reshapes}  # of arrays in some orders in memory at least
+_viewing = {None, _reshape, *_reshapes, op.getitem, np.broadcast_to}  # of arrays in some orders in memory at least
 _transposes = {np.transpose, np.swapaxes, np.moveaxis, np.matrix_transpose, np.linalg.matrix_transpose}
 _reductions = {np.sum, np.mean, np.max, np.min, np.prod}
 _methods = {*_reductions, np.any, np.all, np.argmax, np.argmin, np.cumsum, _reshape, _transpose, _astype}
@@ -2241,12 +2241,8 @@ class _Trace:
         return self.outside.setdefault(id(x), _Line(None, (x,), {}, _like(_value_of(x))))
 
     def value(self, line, out, given):
-        """A Tensor for a line; notes whether it may be a view of what was given, for some order of its elements.
-
-        So may parts of several arrays, and an ellipsis of a number, as a Tensor's ``.data`` may make it a 0-d array.
-        """
-        is_part = line.function is op.getitem and not line.args[0].shape and isinstance(out, np.ndarray)
-        shares = line.function in _viewing or is_part or any(np.may_share_memory(out, _value_of(x)) for x in given)
+        """A Tensor for a line; notes whether it may be a view of what was given, or cannot be written to."""
+        shares = line.function in _viewing or any(np.may_share_memory(out, _value_of(x)) for x in given)
         self.taken.setdefault(line, shares or not np.asarray(out).flags.writeable)
         return _Traced(self, line, out)
 
