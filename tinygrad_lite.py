@@ -2305,13 +2305,12 @@ class _Trace:
         """The arguments of an elementwise function, without what broadcasting does to them anyway."""
         for i, a in enumerate(args):
             others = [b for b in (*args[:i], *args[i + 1 :]) if isinstance(b, _Line)]
-            while isinstance(a, _Line) and a.function in (_whole, np.broadcast_to, _reshape):
+            if isinstance(a, _Line) and a.function in (_whole, np.broadcast_to, _reshape):
                 thin = a.dtype.type(a.args[0]) if a.function is _whole else a.args[0]  # a number keeps the dtype
                 ends_alike = a.function is not _reshape or thin.shape == a.shape[a.ndim - thin.ndim :]
                 is_same = ends_alike and (thin.dtype, getattr(thin, "weak", False)) == a.like[1:]
-                if not is_same or np.broadcast_shapes(*[b.shape or () for b in (*others, thin)]) != like[0]:
-                    break
-                args[i] = a = thin
+                if is_same and np.broadcast_shapes(*[b.shape or () for b in (*others, thin)]) == like[0]:
+                    args[i] = a = thin
             if isinstance(a, np.floating) and any(b.dtype == a.dtype and not b.weak for b in others):
                 args[i] = int(a) if a and a.is_integer() else a.item()
         return tuple(args)
