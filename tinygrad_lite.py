@@ -2257,8 +2257,7 @@ class _Trace:
     def new(self, function, args, options, like):
         """A line as it is, or the older one that says the same."""
         function = function if function in _spelled else self.line_of(function)  # which may be from outside
-        said = map(repr, (*args, options))
-        key = function, like, *(sorted(said) if function in (np.add, np.multiply) else said)
+        key = function, like, *map(repr, (*args, options))
         return self.lines.setdefault(key, _Line(function, args, options, like))
 
     def line(self, function, args, options, like):
