@@ -2544,7 +2544,6 @@ def jit(f: Callable) -> Any:
         return x * y + 1  # (2,)
     <BLANKLINE>
     """
-    _check(callable(f), f"jit() takes a function, not {f!r}", TypeError)
     latest, hits = None, 0  # what ran last, if calls like that may be tried without a key, and how often that did
     kinds: Any = functools.lru_cache(128)(lambda _: [])  # of each kind what was generated, once that is done
 
