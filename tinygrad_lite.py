@@ -2426,11 +2426,8 @@ def _function_text(name, parameters, lines):
 
 
 def _defined(name, text, scope):
-    """The function of this name that a text defines; tracebacks and profilers find its lines in linecache."""
-    file = f"<jit {name} {-_next_order()}>"
-    exec(compile(text, file, "exec"), scope)
-    linecache.cache[file] = len(text), None, text.splitlines(True), file
-    weakref.finalize(scope[name], linecache.cache.pop, file, None)
+    """The function of this name that a text defines."""
+    exec(compile(text, f"<jit {name}>", "exec"), scope)
     return scope[name]
 
 
