@@ -2524,10 +2524,10 @@ def jit(f: Callable) -> Any:
 
     Raises
     ------
-    TypeError : for objects of pandas and the like, to which functions may mean something else than to NumPy's arrays:
-        give ``.to_numpy()``. For what depends on values and would be fixed: ``if`` of a Tensor, ``float``, ``.item()``,
-        ``.data``, ``np.asarray``, a mask as an index, ``backward()``. It says what to write instead. And for
-        arguments without a hash.
+    TypeError : for objects of pandas, subclasses of NumPy's arrays and the like, to which functions may mean something
+        else: give ``.to_numpy()``, or ``np.asarray()`` of it. For what depends on values and would be fixed: ``if`` of
+        a Tensor, ``float``, ``.item()``, ``.data``, ``np.asarray``, a mask as an index, ``backward()``. It says what to
+        write instead. And for arguments without a hash.
 
     >>> square = jit(grad(lambda x: (x**3).sum()))
     >>> square(np.array([1.0, 2.0]))
