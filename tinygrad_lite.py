@@ -2547,8 +2547,7 @@ def jit(f: Callable) -> Any:
     def find(args, options):
         args, options = _map(_argument, (args, options))
         kind = kinds(_signature((args, options)))
-        if not kind:
-            kind[:] = _generate(f, args, options)
+        kind[:] = kind or _generate(f, args, options)
         return *kind, _leaves((args, options))
 
     @functools.wraps(f)
