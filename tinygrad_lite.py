@@ -37,7 +37,7 @@ import operator as op
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from heapq import heappop, heappush, heappushpop
+from heapq import heappop, heappush
 from typing import Any
 
 import numpy as np
@@ -594,7 +594,7 @@ def _backward(root, g, create_graph=False, stop=1):
     node, heap, observer = root if root[1] else None, [], _detours and _thread.observer  # type: ignore
     while node and node[0] < stop:
         order, row, parents, values, out, options = node
-        g, vjps, following = gradients.pop(order), row.vjps, None
+        g, vjps = gradients.pop(order), row.vjps
         g = +g if g.__class__ in _sums else g
         if create_graph:  # the saved values, linked to their places in the graph
             out = _wrap(out, node)
@@ -605,10 +605,8 @@ def _backward(root, g, create_graph=False, stop=1):
             x = values[i]
             if options is None and len(values) == 2:  # the most frequent, and in this form the fastest
                 part = vjps[i](g, out, values[0], values[1])
-            elif row.linear:
-                part = vjps[i](g)
             else:
-                part = vjps[i](g, out, *values, **(options or {}))
+                part = vjps[i](g) if row.linear else vjps[i](g, out, *values, **(options or {}))
             if not part.__class__ is x.__class__ is out.__class__ is _float64:
                 part = _fit(part, x, out, row, parent[1])
             order = parent[0]
@@ -618,13 +616,11 @@ def _backward(root, g, create_graph=False, stop=1):
                 gradients[order] = part
                 if parent[1] is None:
                     leaves[order] = parent[2]
-                elif following is None:
-                    following = parent
                 else:
                     heappush(heap, parent)
             if observer:
                 observer.gradient(root, node, i, g, gradients[order])
-        node = heappushpop(heap, following) if following else heappop(heap) if heap else None
+        node = heappop(heap) if heap else None
     return gradients, leaves
 
 
@@ -1879,10 +1875,9 @@ def jvp(f: Callable, args: tuple, tangents: tuple) -> tuple[Any, Any]:
     _check(structure == other, f"jvp() takes tangents with the structure of the arguments, {structure}, not {other}")
     call, tangents = _Call(f, (*range(len(args)),), args, {}), tuple(map(_as_tensor, _leaves(tangents)))
 
-    def back(us):  # from the results as if they had come together in one number
-        joined = _Row(lambda *_: 0.0, [lambda _, u=u: u for u in _leaves(us)], linear=True)
-        root = joined.call(joined.compute, _leaves(call.out), {})._node
-        return sum([np.sum(g * t) for g, t in zip(call.gradients(root, 1.0, True), tangents, strict=True)])
+    def back(us):
+        total = _as_tensor(sum([np.sum(out * u) for out, u in zip(_leaves(call.out), _leaves(us), strict=True)]) * 1.0)
+        return sum([np.sum(g * t) for g, t in zip(call.gradients(total._node, 1.0, True), tangents, strict=True)])
 
     moved = grad(back)(_map(lambda out: np.zeros_like(out._value) * 1.0, call.out))
     is_open = any(t.requires_grad for t in tangents)
