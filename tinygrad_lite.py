@@ -2059,7 +2059,6 @@ def to_dot(t: Tensor, names: dict[str, Any] | None = None) -> str:
 import ast
 import collections
 import keyword
-import weakref
 
 
 class _Line:
