@@ -66,6 +66,7 @@ import numpy as np
 import pandas as pd
 import pydot
 import pytest
+import scipy.signal
 import scipy.special
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -99,6 +100,7 @@ settings.load_profile("suite")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts this in the background ignores Ctrl-C
 
 HERE = Path(__file__).parent
+README, *DOCS = PAGES = [HERE / "README.md", *sorted(HERE.glob("docs/*.md"))]
 # Where the tests run on several Pythons, TEST_PART=1/3 and so on share out those of hundreds of slow cases.
 PART, PARTS = map(int, os.environ.get("TEST_PART", "1/1").split("/"))
 SEEDS = st.integers(0, 2**32 - 1)
@@ -3329,10 +3331,10 @@ def test_scipys_functions_get_rules_in_one_line():
 
 @pytest.fixture(scope="module")
 def of_scipy() -> Any:
-    """What the README's block of rules for SciPy's functions defines."""
-    text = (HERE / "README.md").read_text()
-    (block,) = re.findall(r"```python\n(import math\nfrom scipy import special\n.*?)print", text, re.DOTALL)
-    names: dict[str, Any] = {"np": np, "defvjp": defvjp}
+    """What the block of rules for SciPy's functions in docs/functions.md defines."""
+    text = (HERE / "docs" / "functions.md").read_text()
+    (block,) = re.findall(r"```python\n(import math\n\n[^`]*?)print", text)
+    names: dict[str, Any] = {}
     exec(block, names)
     return names
 
@@ -3347,7 +3349,7 @@ SCIPY: dict[str, list[Any]] = {
 
 
 @pytest.mark.parametrize("name", SCIPY)
-def test_rules_for_scipys_functions_in_the_readme_agree_with_differences_at_first_and_second_order(name, of_scipy):
+def test_rules_for_scipys_functions_in_the_docs_agree_with_differences_at_first_and_second_order(name, of_scipy):
     function = of_scipy.get(name) or getattr(scipy.special, name)
     for args in SCIPY[name]:
         arrays, places = [np.array(x) for x in args], (*range(len(args)),)
@@ -3370,7 +3372,7 @@ def test_rules_for_scipys_functions_in_the_readme_agree_with_differences_at_firs
 
 
 @pytest.mark.parametrize("options", [{"axis": 0}, {"axis": -1, "keepdims": True}, {"axis": (0, 1)}, {"keepdims": True}])
-def test_the_readmes_rule_for_scipys_logsumexp_knows_axes(options, of_scipy):
+def test_the_rule_in_the_docs_for_scipys_logsumexp_knows_axes(options, of_scipy):
     x = np.random.default_rng(0).normal(size=(2, 3))
     assert gradcheck(lambda x: of_scipy["logsumexp"](x, **options), x)
     with pytest.raises(TypeError, match=r"takes no b: "):
@@ -4967,8 +4969,8 @@ for names, case in {
 }.items():
     CASES |= {name: [case.format(name)] for name in names.split()}
 
-# What the README says stays lazy: the forward pass, gradients and gradients of gradients. The rest is an error.
-LAZY = re.search(r"stay lazy:\n\n```text\n(.*?)```", (HERE / "README.md").read_text(), re.DOTALL)[1].split()
+# What docs/dask.md says stays lazy: the forward pass, gradients and gradients of gradients. The rest is an error.
+LAZY = re.search(r"stay lazy:\n+```text\n(.*?)```", (HERE / "docs" / "dask.md").read_text(), re.DOTALL)[1].split()
 
 NEVER_MIXED = ["linalg.solve"]  # but these do not take NumPy's arrays beside Dask's
 
@@ -6510,54 +6512,81 @@ def gradients_within(loss: Tensor) -> list[str]:
 
 def as_mermaid(dot: str) -> str:
     """What to_dot says, in the language of the README's diagrams."""
-    lines = ["flowchart TD"]
+    boxes, edges = ["flowchart TD"], list[str]()
     for line in dot.splitlines()[2:-1]:
         if "->" in line:
-            lines.append(line.replace("->", "-->"))
+            edges.append(line.replace("->", "-->").strip())
             continue
         name, label = re.match(r'  (\w+) \[label="(.*?)"', line).groups()
         text = "<br>".join([part for part in label.split("\\n") if part != "() float64"])
-        lines.append(f'  {name}(["{text}"])' if "fillcolor" in line else f'  {name}["{text}"]')
-    return "\n".join(lines)
+        boxes.append(f'  {name}(["{text}"])' if "fillcolor" in line else f'  {name}["{text}"]')
+    return "\n".join([*boxes, f"  {'; '.join(edges)}"])
 
 
-def test_readme_names_and_links_exist():
-    text = (HERE / "README.md").read_text()
-    source = (HERE / "tinygrad_lite.py").read_text()
-    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
-    for name in re.findall(r"`(_\w+)`", prose):
-        assert re.search(rf"^\s*(def|class) {name}\b|^{name}\b", source, re.MULTILINE) or hasattr(np.ndarray, name), (
-            name
-        )
-    rules = re.findall(r"`((?:lambda g, _, |-g \* )[^`]+)`", prose)  # which stand in the file
-    assert len(rules) == 3
-    assert all(rule in source for rule in rules)
-    titles = re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
-    anchors = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
-    links = re.findall(r"\]\(([^)]+)\)", prose)
-    assert len(links) > 10
+def prose_of(page: Path) -> str:
+    return re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+
+
+def anchors_of(page: Path) -> set[str]:
+    titles = re.findall(r"^#+ (.*)$", prose_of(page), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_names_and_links_in_the_readme_and_the_docs_exist(page):
+    for name in re.findall(r"`(_\w+)`", prose_of(page)):
+        known = re.search(rf"^\s*(def|class) {name}\b|^{name}\b", SOURCE, re.MULTILINE)
+        assert known or hasattr(np.ndarray, name), name
+    links = re.findall(r"\]\(([^)]+)\)", prose_of(page))
+    assert links
     for link in links:
-        if link.startswith("#"):
-            assert link[1:] in anchors, link
-        elif not link.startswith("https://"):
-            assert (HERE / link).exists(), link
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert link.startswith("https://") or target.exists(), link
+        assert link.startswith("https://") or not anchor or anchor in anchors_of(target), link
+
+
+def test_readme_has_its_contents_and_links_to_each_page():
+    prose = prose_of(README)
     sections = re.findall(r"^## (.*)$", prose, re.MULTILINE)
     contents = prose.split("**Contents**", 1)[1].split("\n\n", 1)[0]
     assert re.findall(r"\[([^]]+)\]", contents) == sections
+    assert {f"docs/{page.name}" for page in DOCS} <= {*re.findall(r"\]\(([^)#]+)", prose)}
+    assert len(README.read_text().splitlines()) <= 620
 
 
-def commands_of_the_readme() -> list[list[str]]:
-    """What the README says to type, without ``uv run`` and what that takes; this machine has the packages installed."""
-    text = (HERE / "README.md").read_text()
-    commands = re.findall(r"^```sh\n(.*?)\n```", text, re.MULTILINE | re.DOTALL) + re.findall(r"`(uv run [^`]*)`", text)
-    return [shlex.split(re.sub(r"^(pip install uv && )?uv run( --(with|group) \S+)*", "", line)) for line in commands]
+def test_how_it_works_goes_through_the_heart_in_its_order_and_shows_rules_that_stand_there():
+    text = README.read_text()
+    part = text[text.index("## How it works\n") : text.index("## What a Tensor does\n")]
+    titles = re.findall(r"^### (.*)$", part, re.MULTILINE)
+    assert [*dict.fromkeys(re.findall("|".join(HEART), " ".join(titles)))] == HEART
+    assert f"{', '.join(HEART)}." in part
+    goals = "how autograd works inside", "computational graphs and node tracking", "backpropagation by topological sort"
+    goals += "gradient accumulation and zeroing", "operator overloading for clean syntax"
+    for goal in (*goals, "shape handling and broadcasting"):
+        assert goal in " ".join(titles).lower()
+    rules = re.findall(r"`((?:lambda g, _, |-g \* )[^`]+)`", part)
+    assert len(rules) == 3
+    assert all(rule in up_to("NumPy's functions") for rule in rules)
 
 
-def test_readme_examples_print_what_they_say(capsys, cluster):
+def commands_of(*pages: Path) -> list[list[str]]:
+    """What pages say to type, without ``uv run`` and what that takes; this machine has the packages installed."""
+    text = "\n\n".join([page.read_text() for page in pages])
+    blocks = re.findall(r"^```sh\n(.*?)\n```", text, re.MULTILINE | re.DOTALL)
+    commands = [line for block in blocks for line in block.splitlines()] + re.findall(r"`(uv run [^`]*)`", text)
+    prefix = r"^(python |(pip install uv && )?uv run( --(with|group) \S+)*)"
+    return [shlex.split(re.sub(prefix, "", line)) for line in commands]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_examples_of_the_readme_and_the_docs_print_what_they_say(capsys, request, monkeypatch, tmp_path, page):
+    monkeypatch.chdir(tmp_path)  # where one saves its parameters
     names: dict[str, Any] = {"__name__": "__main__"}
-    printed = ""
-    text = (HERE / "README.md").read_text()
-    text = text.replace("Client(n_workers=2, threads_per_worker=1)", f"Client({cluster.scheduler_address!r})")
+    printed, text = "", page.read_text()
+    client = "Client(n_workers=2, threads_per_worker=1)"
+    if client in text:
+        text = text.replace(client, f"Client({request.getfixturevalue('cluster').scheduler_address!r})")
     for language, block in re.findall(r"```(python|mermaid)\n(.*?)```", text, re.DOTALL):
         if re.search("^import (torch|jax)$", block, re.MULTILINE):
             continue  # see below
@@ -6575,9 +6604,52 @@ def test_readme_examples_print_what_they_say(capsys, cluster):
             assert printed.splitlines() == re.findall(r"^ *print.*  # (.*)$", block, re.MULTILINE)
 
 
+def recipes() -> list[str]:
+    text = README.read_text()
+    return re.findall(r"```python\n(.*?)```", text[text.index("## Recipes") : text.index("## The code by")], re.DOTALL)
+
+
+def test_no_recipe_is_longer_than_twelve_lines():
+    assert len(recipes()) >= 12
+    assert [block for block in recipes() if len([*filter(str.strip, block.splitlines())]) > 12] == []
+    assert [block for block in recipes() if not re.search("^ *(print|class)", block, re.MULTILINE)] == []
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_adam_of_the_recipes_is_that_of_its_paper(dtype):
+    (block,) = [block for block in recipes() if "class Adam" in block]
+    exec(block, names := {"SGD": SGD, "np": np})
+    x, weights = np.array([1.0, -2.0, 3.0], dtype), np.array([1.0, 100.0, 0.01], dtype)
+    p, skipped = Tensor(x, requires_grad=True), Tensor(1.0, requires_grad=True)
+    optimizer = names["Adam"]([p, skipped], lr=0.05)
+    m = v = np.zeros(3)
+    for t in range(1, 30):
+        optimizer.zero_grad()
+        (np.cos(p) * weights).sum().backward()
+        optimizer.step()
+        # Kingma and Ba, algorithm 1
+        g = -np.sin(x) * weights
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        x = x - 0.05 * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+        np.testing.assert_allclose(p.data, x, rtol=1e-4 if dtype == np.float32 else 1e-10)
+    assert (p.dtype, skipped.item()) == (dtype, 1.0)
+
+
+def test_convolution_of_the_recipes_is_that_of_scipy():
+    (block,) = [block for block in recipes() if "def convolution" in block]
+    rng = np.random.default_rng(0)
+    exec(block, names := {"np": np, "rng": rng, "gradcheck": gradcheck})
+    images, kernels = rng.normal(size=(2, 6, 7, 3)), rng.normal(size=(2, 4, 3, 5))
+    found = names["convolution"](images, kernels)
+    for image, maps in zip(images, found, strict=True):
+        for i in range(5):
+            expected = scipy.signal.correlate(image, kernels[..., i], mode="valid")[..., 0]
+            np.testing.assert_allclose(maps[..., i], expected, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("library", ["torch", "jax"])
-def test_readme_examples_for_other_libraries_print_what_they_say(tmp_path, library):
-    text = (HERE / "README.md").read_text()
+def test_examples_for_other_libraries_print_what_they_say(tmp_path, library):
+    text = "\n".join([page.read_text() for page in PAGES])
     blocks = [b for b in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if f"\nimport {library}\n" in f"\n{b}"]
     assert len(blocks) == {"torch": 2, "jax": 1}[library]
     for block in blocks:
@@ -6590,8 +6662,8 @@ def test_readme_examples_for_other_libraries_print_what_they_say(tmp_path, libra
         assert (done.returncode, done.stdout.splitlines()) == (0, re.findall(r"print.*  # (.*)$", block, re.MULTILINE))
 
 
-def test_readme_table_of_names_is_complete_and_right():
-    text = (HERE / "README.md").read_text()
+def test_table_of_names_is_complete_and_right():
+    text = (HERE / "docs" / "peers.md").read_text()
     table = text[text.index("| here | PyTorch | JAX |") : text.index("The same training in each:")]
     here = " ".join(row.split("|")[1] for row in table.splitlines() if row.startswith("| `"))
     assert {*tinygrad_lite.__all__} <= {*re.findall(r"`(\w+)", here)}
@@ -6602,8 +6674,8 @@ def test_readme_table_of_names_is_complete_and_right():
                 assert hasattr(importlib.import_module(module), name.rpartition(".")[2]), name
 
 
-def test_readme_table_of_peers_says_what_they_do_with_an_ordinary_function():
-    text = (HERE / "README.md").read_text()
+def test_table_of_peers_says_what_they_do_with_an_ordinary_function():
+    text = (HERE / "docs" / "peers.md").read_text()
     names: dict[str, Any] = {"np": np, "grad": grad}
     exec(re.search(r"def energy\(w\):\n.*?\n\n\n", text, re.DOTALL)[0], names)
     energy, w = names["energy"], np.array([1.0, 2.0, 3.0])
@@ -6631,7 +6703,7 @@ def test_readme_table_of_peers_says_what_they_do_with_an_ordinary_function():
 
 
 def test_sources_in_the_readme_run_on_their_own_in_a_fresh_interpreter(tmp_path):
-    text = (HERE / "README.md").read_text()
+    text = README.read_text()
     loss, predict = re.findall(r"```python\n(import numpy as np\n\n\ndef .*?)```", text, re.DOTALL)
     rng = np.random.default_rng(0)
     arrays = [rng.normal(size=shape) for shape in ((3, 16), 16, (16, 1), 1, (105, 3), (105, 1))]
@@ -6654,12 +6726,26 @@ np.savez("found.npz", predict(arrays[4], **np.load("model.npz")), value, *gradie
         np.testing.assert_allclose(x, expected, rtol=1e-10, atol=1e-12)
 
 
-def test_readme_names_the_functions_of_the_table_and_no_others():
-    text = (HERE / "README.md").read_text()
+def test_the_docs_name_the_functions_of_the_table_and_no_others():
+    text = (HERE / "docs" / "functions.md").read_text()
     listed = text[text.index("These of NumPy's functions") : text.index("Every other function")]
     names = {name for span in re.findall(r"`([^`]+)`", listed) for name in span.split()} - {"np.linalg"}
     table = {f.__name__ for f in ROWS if isinstance(f, np.ufunc) or hasattr(f, "_implementation")}
     assert names == table
+    (about,) = re.findall(r"Some (\d+) functions take Tensors", README.read_text())
+    assert int(about) <= len(table) < int(about) + 50
+
+
+@pytest.mark.parametrize("script", [train_linear, train_gender])
+def test_the_docs_name_the_options_of_the_scripts_and_no_others(capsys, script):
+    with pytest.raises(SystemExit):
+        script.main(["--help"])
+    options = {*re.findall(r"(?<![\w-])--[a-z-]+", capsys.readouterr().out)} - {"--help"}
+    text = (HERE / "docs" / "scripts.md").read_text()
+    parts = re.split(r"^## `(\w+)\.py`$", text, flags=re.MULTILINE)
+    part = parts[parts.index(script.__name__) + 1]
+    rows = [row.split("|")[1] for row in part.splitlines() if row.startswith("| `--")]
+    assert {name for row in rows for name in re.findall("`(--[a-z-]+)", row)} == options
 
 
 # --- benchmarks/peers.py ----------------------------------------------------------------------------------------------
@@ -6686,8 +6772,9 @@ def test_programs_of_the_benchmark_do_the_same_work(peers):
                 assert peers.difference(np.asarray(x), np.asarray(y)) < workload.tolerance, (name, program)
 
 
-def test_the_table_of_times_in_the_readme_is_that_of_the_last_run(peers):
-    results, text = json.loads((HERE / "benchmarks" / "results.json").read_text()), (HERE / "README.md").read_text()
+def test_the_table_of_times_is_that_of_the_last_run(peers):
+    results = json.loads((HERE / "benchmarks" / "results.json").read_text())
+    text = (HERE / "docs" / "speed.md").read_text()
     assert {workload.number for workload in peers.WORKLOADS.values()} | {peers.IMPORT_NUMBER} == {*range(1, 11)}
     assert {*results["workloads"]} == {*peers.WORKLOADS, peers.IMPORT}
     assert peers.table(results) in text
@@ -6695,7 +6782,23 @@ def test_the_table_of_times_in_the_readme_is_that_of_the_last_run(peers):
         assert results[what] in text
     picture = (HERE / "benchmarks" / "results.svg").read_text()
     assert "<svg" in picture
-    assert "(benchmarks/results.svg)" in text
+    assert "(../benchmarks/results.svg)" in text
+    assert "(benchmarks/results.svg)" in README.read_text()
+
+
+def test_the_times_that_the_readme_tells_are_those_of_the_table():
+    speed, text = (HERE / "docs" / "speed.md").read_text(), " ".join(README.read_text().split())
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in speed.splitlines() if line.startswith("|")]
+    header = next(row for row in table if "tinygrad_lite jit" in row)
+    eager, jitted = header.index("tinygrad_lite"), header.index("tinygrad_lite jit")
+    ((most, low, high),) = re.findall(r"at most ([\d.]+) times as long .*?([\d.]+) to ([\d.]+) times as long", text)
+    networks = [row for row in table if row[0].startswith("network")]
+    assert len(networks) >= 3
+    for row in networks:
+        assert float(row[jitted]) <= float(most)
+        assert float(low) <= float(row[eager]) <= float(high)
+    (step,) = [row for row in table if row[0] == "one scalar SGD step"]
+    assert f"takes {float(step[jitted]):.2g} and {float(step[eager]):.2g} times as long" in text
 
 
 # --- The scripts ------------------------------------------------------------------------------------------------------
@@ -7389,9 +7492,10 @@ def test_a_silent_server_is_given_up_after_15_seconds_and_a_person_sees_the_wait
 @pytest.mark.usefixtures("kaggle_is_this_machine")
 def test_commands_of_the_readme_run_as_printed_but_for_the_number_of_epochs(tmp_path, monkeypatch):
     monkeypatch.setenv("MPLCONFIGDIR", matplotlib.get_configdir())  # or it looks for fonts anew
-    scripts = [command for command in commands_of_the_readme() if command[0].startswith("train_")]
+    scripts = [command for command in commands_of(*PAGES) if command[0].startswith("train_")]
     assert {script for script, *_ in scripts} == {"train_linear.py", "train_gender.py"}
-    named = re.findall(r"uv run --(?:with|group) '?([^' ]+)", (HERE / "README.md").read_text())
+    text = "\n".join([page.read_text() for page in PAGES])
+    named = re.findall(r"uv run --(?:with|group) '?([^' ]+)", text)
     project = tomllib.loads((HERE / "pyproject.toml").read_text())
     extras = itertools.chain(*project["project"]["optional-dependencies"].values())
     assert {*named} == {re.sub(">=.*", "", name) for name in extras} | {*project["dependency-groups"]} - {"dev"}
