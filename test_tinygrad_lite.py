@@ -6598,6 +6598,7 @@ def test_examples_of_the_readme_and_the_docs_print_what_they_say(capsys, request
         if block.startswith("import numpy as np\n\n\ndef "):  # what the block before prints
             assert printed.rstrip() == block.rstrip()
             continue
+        names = {"__name__": "__main__"} if block.startswith("import numpy as np\n") else names  # a new beginning
         exec(block, names)
         printed = capsys.readouterr().out
         if not printed.startswith("import numpy"):
