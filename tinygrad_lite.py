@@ -760,7 +760,6 @@ class SGD:
 import copy
 import functools
 import inspect
-import string
 import warnings
 
 
@@ -769,9 +768,6 @@ class _Unread:
 
     def __init__(self, x):
         self.dtype, self.ndim, self.shape, self.size = x.dtype, x.ndim, x.shape, x.size
-
-    def __getattr__(self, name):
-        raise AttributeError(f"a VJP reads .{name} of a parameter whose name says, by its underscore, that it does not")
 
 
 def _unread(vjp, count):
@@ -1550,7 +1546,7 @@ def _einsum(*operands, optimize=False):
         shapes = [np.broadcast_to(0, x.shape) if hasattr(x, "shape") else x for x in operands]
         said = np.einsum_path(*shapes)[1].split()[2]
     terms, result = said.split("->")
-    inputs, unused = terms.split(","), [letter for letter in string.ascii_letters if letter not in terms]
+    inputs, unused = terms.split(","), [x for x in map(chr, range(65, 123)) if x.isalpha() and x not in terms]
 
     def vjp(i, g, _out, *arrays):
         """The sum of products with g in the place of array i.
