@@ -6754,30 +6754,81 @@ def test_the_docs_name_the_options_of_the_scripts_and_no_others(capsys, script):
 
 @pytest.fixture(scope="module")
 def peers() -> Any:
-    spec: Any = importlib.util.spec_from_file_location("peers", HERE / "benchmarks" / "peers.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(HERE / "benchmarks")
+        return importlib.import_module("peers")
+
+
+@pytest.fixture(scope="module")
+def programs(peers: Any) -> Any:
+    return importlib.import_module("programs")
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")  # by autograd
-def test_programs_of_the_benchmark_do_the_same_work(peers):
+def test_programs_of_the_benchmark_do_the_same_work(programs):
     ours = "tinygrad_lite", "tinygrad_lite jit", "tinygrad_lite jit, lower", "autograd"
-    for name, workload in shared_out(peers.WORKLOADS.items()):
-        if re.search("512|0,000", name):
+    for name, workload in shared_out(programs.WORKLOADS.items()):
+        if re.search("512|0,000|import", name):
             continue
-        expected = peers.flattened(workload.work("by hand")())
+        expected = programs.work(name, "by hand")()
         for program in {*ours} & {*workload.programs}:
-            found = [getattr(x, "data", x) for x in peers.flattened(workload.work(program)())]
-            for x, y in zip(found, expected, strict=True):
-                assert peers.difference(np.asarray(x), np.asarray(y)) < workload.tolerance, (name, program)
+            found = programs.work(name, program)()
+            assert programs.difference(found, expected) < workload.tolerance, (name, program)
+
+
+@pytest.mark.parametrize("library", ["numba", "jax"])
+def test_sources_of_the_benchmark_do_the_same_work_when_compiled(programs, library):
+    pytest.importorskip(library, reason=f"{library} is of the group bench")
+    program, numbers = {"numba": ("source + numba", (1, 2, 3)), "jax": ("source + JAX", (1, 2, 3, 4))}[library]
+    for name, workload in programs.WORKLOADS.items():
+        if workload.number in numbers:
+            programs.ready(name, program)
+
+
+def test_the_benchmark_accepts_the_results_by_hand_and_no_others(programs, monkeypatch):
+    name = "chain of 1,000 multiplications"
+    right = programs.WORKLOADS[name]
+    assert programs.difference([np.ones(2), [np.zeros(1) + 4]], (np.ones(2), np.array([2.0]))) == 1
+    assert programs.difference(1.0, np.ones(1)) == np.inf
+    programs.ready(name, "tinygrad_lite")
+    for factor, message in ((2, "differs by 0.5 of the largest"), (np.nan, "differs by nan")):
+        wrong = right._replace(by_hand=lambda x, factor=factor: (factor * right.by_hand(x)[0], right.by_hand(x)[1]))
+        monkeypatch.setitem(programs.WORKLOADS, f"wrong by {factor}", wrong)
+        with pytest.raises(SystemExit, match=message):
+            programs.ready(f"wrong by {factor}", "tinygrad_lite")
+
+
+def test_the_benchmark_says_what_ended_a_program(peers, monkeypatch):
+    name, ended = "chain of 1,000 multiplications", subprocess.CompletedProcess
+    assert peers.compare(name, "tinygrad_lite").keys() == {"memory"}
+    assert peers.compare(name, "tinygrad_lite", patience=0.01) == {"failed": "over 0.01 s"}
+    for code, error, failed in (
+        (1, "Traceback ...\nRecursionError: maximum recursion depth exceeded\n", "RecursionError"),
+        (1, "Traceback ...\nnumba.core.errors.TypingError: Failed in nopython mode\n", "TypingError"),
+        (-11, "", "SIGSEGV"),
+    ):
+        done = ended([], code, "", error)
+        monkeypatch.setattr(subprocess, "run", lambda *_, done=done, **__: done)
+        assert peers.compare(name, "tinygrad_lite") == {"failed": failed}
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: ended([], 1, "", "it differs by 1"))
+    with pytest.raises(SystemExit, match="it differs by 1"):
+        peers.compare(name, "tinygrad_lite")
+
+
+def test_the_benchmark_measures_with_pyperf(peers):
+    pytest.importorskip("pyperf", reason="pyperf is of the group bench")
+    measured, here = peers.measure("linear 105x3 -> 1", ["by hand", "tinygrad_lite"], turns=1)
+    assert measured["by hand"]["ratio"] == 1
+    assert 0 < measured["by hand"]["seconds"] < 60
+    assert measured["tinygrad_lite"]["ratio"] > 0
+    assert here["cpu_count"] == os.cpu_count()
 
 
 def test_the_table_of_times_is_that_of_the_last_run(peers):
     results = json.loads((HERE / "benchmarks" / "results.json").read_text())
     text = (HERE / "docs" / "speed.md").read_text()
-    assert {workload.number for workload in peers.WORKLOADS.values()} | {peers.IMPORT_NUMBER} == {*range(1, 11)}
-    assert {*results["workloads"]} == {*peers.WORKLOADS, peers.IMPORT}
+    assert {workload.number for workload in peers.WORKLOADS.values()} == {*range(1, 11)}
+    assert {*results["workloads"]} == {*peers.WORKLOADS}
     assert peers.table(results) in text
     for what in ("date", "processor", "python"):
         assert results[what] in text
@@ -6800,6 +6851,24 @@ def test_the_times_that_the_readme_tells_are_those_of_the_table():
         assert float(low) <= float(row[eager]) <= float(high)
     (step,) = [row for row in table if row[0] == "one scalar SGD step"]
     assert f"takes {float(step[jitted]):.2g} and {float(step[eager]):.2g} times as long" in text
+
+
+def test_the_table_and_the_picture_of_times_do_without_programs_that_were_not_there(peers, tmp_path):
+    hand, eager = {"seconds": 2e-3, "ratio": 1.0, "memory": 5_000_000}, {"seconds": 4e-3, "ratio": 2.0, "memory": 0}
+    measured = {"by hand": hand, "tinygrad_lite": eager, "source + JAX": {"failed": "over 60 s"}}
+    rest = {"by hand": {"seconds": 3.0, "ratio": 1.0}, "tinygrad_lite": {"seconds": 6.0, "ratio": 2.0}}
+    results = {"workloads": {"one": measured, "two": rest}}
+    assert peers.table(results).splitlines() == [
+        "| | by hand | tinygrad_lite | source + JAX |",
+        "| --- | --- | --- | --- |",
+        "| one | 2 ms | 2 | over 60 s |",
+        "| its peak memory | 5 MB | 0 MB | over 60 s |",
+        "| two | 3 s | 2 |  |",
+    ]
+    where = {"date": "2026-01-01", "processor": "one", "cores": 2, "python": "3.11", "versions": {"numpy": "2"}}
+    peers.draw(results | where, tmp_path / "results.svg")
+    picture = (tmp_path / "results.svg").read_text()
+    assert [name for name in peers.PROGRAMS if f"<!-- {name} -->" in picture] == ["by hand", "tinygrad_lite"]
 
 
 # --- The scripts ------------------------------------------------------------------------------------------------------
