@@ -3736,6 +3736,19 @@ def two_layers(W, b, V, c, X, y):
     assert_alike(executed(compiled.source(*arrays))(*arrays)[1:], compiled(*arrays)[1])
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_sources_of_second_derivatives_take_the_arguments_of_the_function_alone(dtype):
+    def product(x, v):
+        return np.sum(grad(lambda x: np.mean(np.tanh(x) ** 2))(x) * v)
+
+    x, v = np.array([0.5, -1.0], dtype), np.array([1.0, 2.0], dtype)
+    names: dict[str, Any] = {}
+    exec(jit(grad(product)).source(x, v), names)
+    found, tanh = names["product"](x, v), np.tanh(x)
+    np.testing.assert_allclose(found, v * (1 - tanh**2) * (1 - 3 * tanh**2), rtol=1e-5)
+    assert found.dtype == dtype
+
+
 def test_source_of_a_scalar_step_is_what_one_would_write():
     def step(w: Any, b: Any, x: Any, y: Any, lr: Any) -> Any:
         slope_w, slope_b = grad(lambda w, b: ((w * x + b - y) ** 2).mean(), (0, 1))(w, b)

@@ -440,6 +440,7 @@ class Tensor(_Anything):
         if gradient is None and value.size != 1:
             raise ValueError(f"backward() of shape {value.shape} needs a gradient: .sum() it first, or give one")
         g = _one(value) if gradient is None else self._fitted(gradient, "the gradient of backward()", create_graph)
+        g = _wrap(g, None) if create_graph and not isinstance(g, Tensor) else g
         gradients, leaves = _backward(self._node, g, create_graph)
         with _lock:  # only now, so that an error on the way leaves every gradient as it was
             for order, leaf in leaves.items():
@@ -589,7 +590,7 @@ def _backward(root, g, create_graph=False, stop=1):
     The first holds the gradients of the leaves and, with ``stop``, the order of a node, of all that is not newer than
     that one (of older nodes no more than came before its own was complete).
     """
-    gradients = {root[0]: _wrap(g, None) if create_graph and not isinstance(g, Tensor) else g}
+    gradients = {root[0]: g}
     leaves: dict[int, list] = {} if root[1] else {root[0]: root[2]}
     node, heap, observer = root if root[1] else None, [], _detours and _thread.observer  # type: ignore
     while node and node[0] < stop:
@@ -1873,7 +1874,9 @@ def jvp(f: Callable, args: tuple, tangents: tuple) -> tuple[Any, Any]:
 
     def back(us):
         total = _as_tensor(sum([np.sum(out * u) for out, u in zip(_leaves(call.out), _leaves(us), strict=True)]) * 1.0)
-        return sum([np.sum(g * t) for g, t in zip(call.gradients(total._node, 1.0, True), tangents, strict=True)])
+        return sum(
+            [np.sum(g * t) for g, t in zip(call.gradients(total._node, _wrap(1.0, None), True), tangents, strict=True)]
+        )
 
     moved = grad(back)(_map(lambda out: np.zeros_like(out._value) * 1.0, call.out))
     is_open = any(t.requires_grad for t in tangents)
