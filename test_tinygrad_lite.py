@@ -6336,7 +6336,7 @@ ERRORS: list[tuple[str, Any, type[Exception], str]] = [
     ("matmul of a number", lambda: leaf(2.0) @ leaf(2.0), ValueError, r"np\.matmul of shapes \(\) and \(\)"),
     ("reshape", lambda: leaf(np.ones(6)).reshape(4, 2), ValueError, r"np\.reshape of shapes \(6,\)"),
     ("axis", lambda: leaf(np.ones(6)).sum(axis=3), np.exceptions.AxisError, r"np\.sum of shapes \(6,\).*axis 3"),
-    ("singular", lambda: np.linalg.inv(leaf(np.zeros((2, 2)))), np.linalg.LinAlgError, r"np\.linalg\.inv.*Singular"),
+    ("singular", lambda: np.linalg.inv(leaf(np.zeros((2, 2)))), np.linalg.LinAlgError, r"Singular matrix"),
     ("joined", lambda: np.stack([leaf(np.ones(2)), np.ones(3)]), ValueError, r"np\.stack of shapes \(2,\) and \(3,\)"),
     ("tensordot", lambda: np.tensordot(leaf(np.ones((2, 3))), np.ones((3, 2))), ValueError, r"np\.tensordot of shapes"),
     ("weights", lambda: np.average(leaf(np.ones(2)), 0, np.ones(3)), ValueError, r"np\.average of shapes .*eights"),

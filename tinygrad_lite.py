@@ -211,10 +211,7 @@ def _unary(row: _Row, compute: Callable, careful: Callable) -> Callable:
         if _detours or x.__class__ is not Tensor or x._value.__class__ not in _local:
             return row.call(careful, (x,), {})
         node, value = x._node, x._value
-        try:
-            out = compute(value)
-        except Exception:
-            return row.call(careful, (x,), {})  # once more, for an error that names the operation
+        out = compute(value)
         if out.__class__ in _plain and (value.__class__ is not _ndarray or value.size < _LARGE):
             tensor = _new(Tensor)
             tensor._value = out
