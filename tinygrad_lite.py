@@ -445,17 +445,14 @@ class Tensor(_Anything):
         return None
 
     def detach(self) -> Tensor:
-        """A Tensor of the same data, without copying, that requires no gradient.
+        """A Tensor of the same data, of the same array if it has axes, that requires no gradient.
 
         >>> w = Tensor(2.0, requires_grad=True)
         >>> (w * w.detach()).backward()
         >>> w.grad
         array(2.)
         """
-        seen = _seen(self, "detach()")
-        if seen is self and isinstance(self._value, np.generic):  # what two have is an array, whose changes both see
-            self._value = np.asarray(self._value)
-        return seen._at(None)
+        return _seen(self, "detach()")._at(None)
 
     def item(self) -> Any:
         """The one element, as a Python number; ValueError if there are more.
