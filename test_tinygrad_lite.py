@@ -2194,7 +2194,7 @@ def test_without_jit_all_else_works():
     assert cut.gradcheck(lambda x: cut.sigmoid(x) * cut.relu(x), x)
     w = cut.Tensor(3.0, requires_grad=True)
     assert cut.to_dot(w * 2, {"w": w}) == to_dot((v := leaf(3.0)) * 2, {"w": v})
-    infinite = pytest.raises(FloatingPointError, match=r"np\.sqrt of shape \(\) made infinity")
+    infinite = pytest.raises(FloatingPointError, match=r"np\.sqrt of shape \(\) made nan or infinity")
     with np.errstate(all="ignore"), infinite, cut.detect_anomaly():
         cut.grad(np.sqrt)(np.float64(0.0))
 
@@ -6105,35 +6105,34 @@ def anomaly(f: Any, *args: Any) -> str:
 @pytest.mark.parametrize(
     ("f", "x", "what"),
     [
-        (lambda x: np.log(x).sum(), [1.0, 0.0], "np.log of shape (2,) made infinity"),
-        (lambda x: x / (x - x), [[1.0, 2.0]], "np.divide of shape (1, 2) and (1, 2) made infinity"),
-        (lambda x: np.sqrt(x), -1.0, "np.sqrt of shape () made nan"),
-        (lambda x: np.exp(x) * 0, 1000.0, "np.exp of shape () made infinity"),
-        (lambda x: (x - x) / np.linalg.norm(x * 0), [3.0], "np.divide of shape (1,) and () made nan"),
-        (lambda x: x ** np.array([0.5, 2.0]), [-1.0, 1.0], "np.power of shape (2,) and (2,) made nan"),
-        (lambda x: np.concatenate([x, x]).sum() * 1e308, [1.0, 2.0], "np.multiply of shape () made infinity"),
+        (lambda x: np.log(x).sum(), [1.0, 0.0], "np.log of shape (2,) made nan or infinity"),
+        (lambda x: x / (x - x), [[1.0, 2.0]], "np.divide of shape (1, 2) and (1, 2) made nan or infinity"),
+        (lambda x: np.sqrt(x), -1.0, "np.sqrt of shape () made nan or infinity"),
+        (lambda x: np.exp(x) * 0, 1000.0, "np.exp of shape () made nan or infinity"),
+        (lambda x: (x - x) / np.linalg.norm(x * 0), [3.0], "np.divide of shape (1,) and () made nan or infinity"),
+        (lambda x: x ** np.array([0.5, 2.0]), [-1.0, 1.0], "np.power of shape (2,) and (2,) made nan or infinity"),
+        (lambda x: np.concatenate([x, x]).sum() * 1e308, [1.0, 2.0], "np.multiply of shape () made nan or infinity"),
         (
             lambda x: (x.astype(np.float32) * np.float32(1e38)).sum(),
             [3.0, 4.0],
             "np.multiply of shape (2,) and () made",
         ),
-        (lambda x: np.sqrt(x).sum().backward(), [0.0, 1.0], "argument 0 of np.sqrt of shape (2,) made infinity"),
-        (lambda x: (x**0.5).backward(), 0.0, "argument 0 of np.power of shape () made infinity"),
-        (lambda x: (x * 1e200 * 1e200).backward(), 1e-300, "argument 0 of np.multiply of shape () made infinity"),
-        (lambda x: (x * 1e308 - x * -1e308).backward(), 0.0, "argument 0 of np.multiply of shape () made infinity"),
-        (lambda x: x.max() * np.arccos(x).sum(), [1.0, 2.0], "np.arccos of shape (2,) made nan"),
-        (lambda x: grad(lambda x: np.sqrt(x))(x), 0.0, "argument 0 of np.sqrt of shape () made infinity"),
-        (lambda x: jit(grad(lambda x: np.sqrt(x)))(x.data), 0.0, "argument 0 of np.sqrt of shape () made infinity"),
-        (lambda x: hessian(lambda x: (x**1.5).sum())(x.data), [0.0], "np.power of shape (1,) and () made infinity"),
+        (lambda x: np.sqrt(x).sum().backward(), [0.0, 1.0], "argument 0 of np.sqrt of shape (2,) made nan or infinity"),
+        (lambda x: (x**0.5).backward(), 0.0, "argument 0 of np.power of shape () made nan or infinity"),
+        (lambda x: (x * 1e200 * 1e200).backward(), 1e-300, "argument 0 of np.multiply of shape () made nan or infinity"),
+        (lambda x: (x * 1e308 - x * -1e308).backward(), 0.0, "argument 0 of np.multiply of shape () made nan or infinity"),
+        (lambda x: x.max() * np.arccos(x).sum(), [1.0, 2.0], "np.arccos of shape (2,) made nan or infinity"),
+        (lambda x: grad(lambda x: np.sqrt(x))(x), 0.0, "argument 0 of np.sqrt of shape () made nan or infinity"),
+        (lambda x: jit(grad(lambda x: np.sqrt(x)))(x.data), 0.0, "argument 0 of np.sqrt of shape () made nan or infinity"),
+        (lambda x: hessian(lambda x: (x**1.5).sum())(x.data), [0.0], "np.power of shape (1,) and () made nan or infinity"),
     ],
 )
 def test_detect_anomaly_names_the_first_operation_the_shapes_and_the_line(f, x, what):
     said = anomaly(f, leaf(x))
     assert what in said
     lines, first = inspect.getsourcelines(f)
-    number = int(re.search(rf"see {re.escape(__file__)}, line (\d+): ", said)[1])
+    number = int(re.search(rf"see {re.escape(__file__)}, line (\d+)$", said)[1])
     assert first <= number < first + len(lines)
-    assert said.endswith(linecache.getline(__file__, number).strip())
 
 
 def test_detect_anomaly_names_the_line_of_the_forward_pass_for_a_gradient():
@@ -6144,13 +6143,14 @@ def test_detect_anomaly_names_the_line_of_the_forward_pass_for_a_gradient():
     def step(x: Any) -> None:
         model(x).backward()
 
-    assert anomaly(step, leaf([0.0])).endswith("root = np.sqrt(x)")
+    number = int(anomaly(step, leaf([0.0])).rpartition(" ")[2])
+    assert linecache.getline(__file__, number).strip() == "root = np.sqrt(x)"
 
 
 def test_detect_anomaly_around_backward_alone_says_so():
     out = np.sqrt(leaf(0.0))
     said = anomaly(out.backward)
-    assert re.search(r"argument 0 of np.sqrt of shape \(\) made infinity .* put the forward pass inside as well", said)
+    assert re.search(r"argument 0 of np.sqrt of shape \(\) made nan or infinity .* put the forward pass inside as well", said)
 
 
 def test_detect_anomaly_lets_pass_what_was_infinite_before_and_changes_no_number():

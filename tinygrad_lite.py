@@ -1880,8 +1880,6 @@ def jvp(f: Callable, args: tuple, tangents: tuple) -> tuple[Any, Any]:
 # --- Tools ------------------------------------------------------------------------------------------------------------
 # What looks at a computation from outside: whether its derivatives are right, where it went wrong, what it is made of.
 
-import linecache
-
 
 def gradcheck(f: Callable, *args: Any, eps: float = 1e-6, atol: float = 1e-5, rtol: float = 1e-3) -> bool:
     """Compare the gradients of f with central differences, (f(x + eps) - f(x - eps)) / (2 eps), entry by entry.
@@ -1951,8 +1949,7 @@ class _Anomalies:
         values, named = row.plain(args, options)
         out = compute(*values, **named)
         if _thread.recording and row.vjps and any(getattr(x, "_node", None) for x in args):
-            file, number = (frame := _caller()).f_code.co_filename, frame.f_lineno
-            self.lines[order] = f"{file}, line {number}: {linecache.getline(file, number).strip()}".rstrip(": ")
+            self.lines[order] = f"{(frame := _caller()).f_code.co_filename}, line {frame.f_lineno}"
             self.look(_name(row.function), order, values, out)
         return values, out
 
@@ -1963,10 +1960,9 @@ class _Anomalies:
     def look(self, what, order, values, found, *given):
         """Raise if what was found is not finite, but the operation's values and all else that was given are."""
         if not _is_finite(found) and _is_finite(values, given):
-            kind = "nan" if np.isnan(_value_of(found)).any() else "infinity"
             shapes = " and ".join([str(x.shape) for x in values if hasattr(x, "shape")]) or "()"
             line = self.lines.get(order, "a line outside detect_anomaly(): put the forward pass inside as well")
-            raise FloatingPointError(f"{what} of shape {shapes} made {kind} of finite numbers: see {line}")
+            raise FloatingPointError(f"{what} of shape {shapes} made nan or infinity of finite numbers: see {line}")
 
 
 def detect_anomaly() -> contextlib.AbstractContextManager[Any]:
@@ -1986,7 +1982,7 @@ def detect_anomaly() -> contextlib.AbstractContextManager[Any]:
     ...     np.sqrt(w).sum().backward()
     Traceback (most recent call last):
         ...
-    FloatingPointError: the gradient with respect to argument 0 of np.sqrt of shape (2,) made infinity of finite ...
+    FloatingPointError: the gradient with respect to argument 0 of np.sqrt of shape (2,) made nan or infinity ...
     """
     _seen(None, "what detect_anomaly() looks at")
     return _set("observer", _thread.observer or _Anomalies())
