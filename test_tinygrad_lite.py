@@ -1098,7 +1098,7 @@ def test_masks_of_reductions_take_the_gradient_from_what_they_leave_out():
     np.testing.assert_array_equal(grad(lambda x: np.max(x, where=mask, initial=6.0))(x), [0, 0, 0])
     np.testing.assert_array_equal(grad(lambda x: np.min(x, where=mask, initial=1.0))(x), [0.5, 0, 0])  # a tie
     np.testing.assert_array_equal(grad(lambda x: np.sum(x, where=x > 2))(x), [0, 1, 0])
-    with pytest.raises(TypeError, match=r"jit\(\) cannot follow .* np\.sum\(np\.where\(mask, x, 0\)\)"):
+    with pytest.raises(TypeError, match=r"an index would come only once under jit\(\): .* np\.where\(mask, x, 0\)"):
         jit(grad(lambda x: np.sum(x, where=x > 2)))(x)
     half = leaf(np.full(50_000, 2.0), np.float16)  # the sum is beyond float16
     out = np.mean(half, where=np.arange(50_000) >= 40_000)
@@ -4090,33 +4090,33 @@ UNTRACEABLE: list[tuple[str, Any, str]] = [
     ("if on what is outside", lambda x: x if B_OUTSIDE > 0 else -x, r"if, while or bool\(\).*np\.where"),
     ("max of Python", lambda x: max(x[0], x[1]), r"if, while or bool\(\).*np\.where"),
     ("bool of np.allclose", lambda x: bool(np.allclose(x, 1)), r"if, while or bool\(\)"),
-    ("float", lambda x: float(x.sum()), r"float\(\).*np\. functions"),
-    ("float of what is outside", lambda x: x * float(B_OUTSIDE), r"float\(\).*np\. functions"),
-    ("math", lambda x: math.exp(x.sum()), r"math's functions.*np\. functions"),
-    ("int", lambda x: int(x.sum()), r"int\(\)"),
-    (".item()", lambda x: x * x.sum().item(), r"\.item\(\).*np\. functions"),
-    (".item() of what is outside", lambda x: x * B_OUTSIDE.item(), r"\.item\(\).*np\. functions"),
-    ("format", lambda x: f"{x.sum():.3f}", r"\.item\(\)"),
+    ("float", lambda x: float(x.sum()), r"Python number.*np\. functions"),
+    ("float of what is outside", lambda x: x * float(B_OUTSIDE), r"Python number.*np\. functions"),
+    ("math", lambda x: math.exp(x.sum()), r"Python number.*np\. functions"),
+    ("int", lambda x: int(x.sum()), r"Python number"),
+    (".item()", lambda x: x * x.sum().item(), r"Python number.*np\. functions"),
+    (".item() of what is outside", lambda x: x * B_OUTSIDE.item(), r"Python number.*np\. functions"),
+    ("format", lambda x: f"{x.sum():.3f}", r"Python number"),
     (".data", lambda x: x.data * 2, r"reading \.data.*outside"),
     (".data of what is outside", lambda x: x * W_OUTSIDE.data, r"reading \.data.*outside"),
     ("setting .data", lambda x: setattr(W_OUTSIDE, "data", np.ones(3)), r"setting \.data.*outside"),
     (".grad", lambda x: x * W_OUTSIDE.grad, r"reading \.grad.*outside"),
     ("setting .grad", lambda x: setattr(W_OUTSIDE, "grad", None), r"setting \.grad.*outside"),
-    ("np.asarray", lambda x: np.asarray(x), r"np\.asarray\(\)"),
+    ("np.asarray", lambda x: np.asarray(x), r"NumPy array"),
     ("np.array", lambda x: np.array([x, x]), r"np\.stack"),
-    ("mask", lambda x: x[x > 0], r"shape depends on values.*np\.where\(mask, x, 0\)"),
+    ("mask", lambda x: x[x > 0], r"np\.where\(mask, x, 0\) for x\[mask\], whose shape depends on values"),
     ("mask of what is outside", lambda x: W_OUTSIDE[x > 0], r"shape depends on values"),
     ("np.nonzero", lambda x: np.nonzero(x), r"shape depends on values"),
     ("np.where of one", lambda x: np.where(x > 0), r"shape depends on values"),
-    ("np.repeat", lambda x: np.repeat(x, np.argmax(x)), r"axis, a length.*Python int"),
+    ("np.repeat", lambda x: np.repeat(x, np.argmax(x)), r"Python int for an axis"),
     ("np.repeat of many", lambda x: np.repeat(x, x > 0), r"shape depends on values"),
-    ("slice", lambda x: x[: np.argmax(x)], r"length or in range\(\).*Python int"),
-    ("range", lambda x: [0 for _ in range(np.argmax(x))], r"length or in range\(\).*Python int"),
+    ("slice", lambda x: x[: np.argmax(x)], r"Python int for an axis or a length"),
+    ("range", lambda x: [0 for _ in range(np.argmax(x))], r"Python int for an axis or a length"),
     ("writing", lambda x: operator.setitem(x, 0, 1), r"written to.*np\.where"),
-    ("writing into an array", untraceable_write, r"np\.asarray\(\)"),
+    ("writing into an array", untraceable_write, r"NumPy array"),
     ("backward", lambda x: (x * W_OUTSIDE).sum().backward(), r"backward\(\).*grad\(\)"),
-    ("axis", lambda x: np.sum(np.ones((3, 3)) * x, axis=np.argmax(x)), r"axis, a length.*Python int"),
-    ("shift", lambda x: np.roll(x, np.argmax(x)), r"axis, a length.*Python int"),
+    ("axis", lambda x: np.sum(np.ones((3, 3)) * x, axis=np.argmax(x)), r"Python int for an axis"),
+    ("shift", lambda x: np.roll(x, np.argmax(x)), r"Python int for an axis"),
     ("where of a sum", lambda x: np.sum(x, where=x > 0), r"np\.where\(mask, x, 0\)"),
     ("step", lambda x: SGD([W_OUTSIDE], lr=0.1).step(), r"step\(\).*outside"),
 ]
@@ -5598,7 +5598,7 @@ def test_tensors_of_derived_classes_can_be_copied_and_pickled():
     m.requires_grad = True
     m.backward()
     assert m.grad == 1.0
-    with pytest.raises(TypeError, match=r"reading \.data would happen only once"):
+    with pytest.raises(TypeError, match=r"reading \.data would come only once"):
         jit(lambda x: copy.copy(x))(np.ones(2))
 
 
@@ -6119,12 +6119,28 @@ def anomaly(f: Any, *args: Any) -> str:
         ),
         (lambda x: np.sqrt(x).sum().backward(), [0.0, 1.0], "argument 0 of np.sqrt of shape (2,) made nan or infinity"),
         (lambda x: (x**0.5).backward(), 0.0, "argument 0 of np.power of shape () made nan or infinity"),
-        (lambda x: (x * 1e200 * 1e200).backward(), 1e-300, "argument 0 of np.multiply of shape () made nan or infinity"),
-        (lambda x: (x * 1e308 - x * -1e308).backward(), 0.0, "argument 0 of np.multiply of shape () made nan or infinity"),
+        (
+            lambda x: (x * 1e200 * 1e200).backward(),
+            1e-300,
+            "argument 0 of np.multiply of shape () made nan or infinity",
+        ),
+        (
+            lambda x: (x * 1e308 - x * -1e308).backward(),
+            0.0,
+            "argument 0 of np.multiply of shape () made nan or infinity",
+        ),
         (lambda x: x.max() * np.arccos(x).sum(), [1.0, 2.0], "np.arccos of shape (2,) made nan or infinity"),
-        (lambda x: grad(lambda x: np.sqrt(x))(x), 0.0, "argument 0 of np.sqrt of shape () made nan or infinity"),
-        (lambda x: jit(grad(lambda x: np.sqrt(x)))(x.data), 0.0, "argument 0 of np.sqrt of shape () made nan or infinity"),
-        (lambda x: hessian(lambda x: (x**1.5).sum())(x.data), [0.0], "np.power of shape (1,) and () made nan or infinity"),
+        (lambda x: grad(lambda x: np.sqrt(x))(x), 0.0, "np.divide of shape () and () made nan or infinity"),
+        (
+            lambda x: jit(grad(lambda x: np.sqrt(x)))(x.data),
+            0.0,
+            "argument 0 of np.sqrt of shape () made nan or infinity",
+        ),
+        (
+            lambda x: hessian(lambda x: (x**1.5).sum())(x.data),
+            [0.0],
+            "argument 0 of np.power of shape (1,) made nan or infinity",
+        ),
     ],
 )
 def test_detect_anomaly_names_the_first_operation_the_shapes_and_the_line(f, x, what):
@@ -6150,7 +6166,9 @@ def test_detect_anomaly_names_the_line_of_the_forward_pass_for_a_gradient():
 def test_detect_anomaly_around_backward_alone_says_so():
     out = np.sqrt(leaf(0.0))
     said = anomaly(out.backward)
-    assert re.search(r"argument 0 of np.sqrt of shape \(\) made nan or infinity .* put the forward pass inside as well", said)
+    assert re.search(
+        r"argument 0 of np.sqrt of shape \(\) made nan or infinity .* put the forward pass inside as well", said
+    )
 
 
 def test_detect_anomaly_lets_pass_what_was_infinite_before_and_changes_no_number():

@@ -925,8 +925,14 @@ def _as_tensor(x):
     return x if isinstance(x, Tensor) else _wrap(x if x.__class__ is float else _as_value(x), None)
 
 
-_of_arrays = "np.stack([t, u]) for np.array([t, u]), of rows np.stack([np.stack([...]), ...]), X @ t for X.dot(t)"
-_instead = {"a NumPy array": f"{_of_arrays}, Tensor(df) @ t for df @ t", "a Python number": "np. functions for math's"}
+# What to write instead of what would lose a gradient or, under jit, would be the same at every call.
+# fmt: off
+_instead = {
+    "if, while or bool()": "np.where or np.maximum, or decide outside", "a Python number": "np. functions for math's",
+    "an index": "a Python int for an axis or a length, np.where(mask, x, 0) for x[mask], whose shape depends on values",
+    "a NumPy array": "np.stack([t, u]) for np.array([t, u]), of rows np.stack([np.stack([...]), ...]), "
+                     "X @ t for X.dot(t), Tensor(df) @ t for df @ t"}
+# fmt: on
 
 
 def _without_graph(tensor, what):
@@ -997,11 +1003,11 @@ for attribute, method in {
     "__iter__": lambda t: (t[i] for i in range(len(t))), "__getitem__": lambda t, i: _apply(op.getitem, (t, i), {}),
     "__setitem__": _written, "sort": _written, "clip": lambda t, min=None, max=None: _apply(np.clip, (t, min, max), {}),
     # What Python makes of a Tensor.
-    "__bool__": lambda t: bool(_seen(t, "bool()")._value), "__index__": lambda t: op.index(_seen(t, "an index")._value),
+    "__bool__": lambda t: bool(_seen(t, "if, while or bool()")._value),
     **{f"__{n.__name__}__": lambda t, n=n: n(_without_graph(t, "a Python number")) for n in (int, float)},
     "__array__": lambda t, dtype=None, copy=0: np.array(_without_graph(t, "a NumPy array"), dtype, copy=copy or None),
     "__format__": lambda t, spec: object.__format__(t, spec) if t.ndim else format(t.item(), spec),
-    "__repr__": _shown, "__reduce__": _pickled,
+    "__repr__": _shown, "__reduce__": _pickled, "__index__": lambda t: op.index(_seen(t, "an index")._value),
 }.items():
     method.__doc__ = method.__doc__ or f"As ``{attribute}`` of NumPy's arrays."
     setattr(Tensor, attribute, method)
@@ -2095,12 +2101,6 @@ _patterns: dict[Any, str] = {op.getitem: "{}[{}]", np.negative: "(-{})", **{f: f
     np.add: "+", np.subtract: "-", np.multiply: "*", np.divide: "/", np.power: "**", np.remainder: "%", np.matmul: "@",
     np.equal: "==", np.not_equal: "!=", np.less: "<", np.less_equal: "<=", np.greater: ">", np.greater_equal: ">=",
     np.floor_divide: "//", np.bitwise_and: "&", np.bitwise_or: "|", np.bitwise_xor: "^"}.items()}}
-_refusals = {key: f"jit() cannot follow {cause}, as every call brings new values: {advice}" for key, cause, advice in [
-    ("bool()", "if, while or bool() of a Tensor", "write np.where or np.maximum, or decide and loop outside"),
-    ("a Python number", "float(), int(), .item(), a format or math's functions of a Tensor", "use np. functions"),
-    ("a NumPy array", "np.asarray() or np.array() of a Tensor", "use np. functions, np.stack for np.array"),
-    ("an index", "a Tensor as an axis, a length or in range(), or a result whose shape depends on values",
-     "give a Python int, which tracing fixes, or write np.sum(np.where(mask, x, 0)) for np.sum(x[mask])")]}
 # fmt: on
 _of_numbers = np.add, np.subtract, np.multiply, np.negative  # of Python's numbers too
 _plain_types = int, bool, str, type(None)  # written as their repr
@@ -2160,7 +2160,7 @@ class _Trace:
             return tensor if isinstance(tensor, _Traced) and what != "detach()" else self.given(tensor)
         if what.startswith("the result of "):
             return self.name(tensor, what.removeprefix("the result of ").replace("<lambda>", "f"))
-        raise _Refusal(_refusals.get(what, f"{what} would happen only once under jit(): do it outside"))
+        raise _Refusal(f"{what} would come only once under jit(): write {_instead.get(what, 'it outside')}")
 
     def compute(self, row, order, compute, args, options):
         function, leaves = row.function if row is _table.get(row.function, row) else compute, _leaves((args, options))
