@@ -4263,12 +4263,12 @@ def test_what_jit_would_do_only_once_is_refused_even_if_the_function_goes_on():
     uniques = defvjp(lambda x: x * np.unique(x).size, lambda g, out, x: g)
     writer = defvjp(lambda x: np.copyto(buffer, x) or x, lambda g, out, x: g)
     for f, message in (
-        (caught, r"float\(\)"),
+        (caught, "Python number"),
         (lambda x: np.sum(x * np.ones((2, 1)), axis=0, out=buffer), "writes into an array"),
         (lambda x: np.concatenate([x], out=buffer), "writes into an array"),
         (lambda x: uniques(x), r"np\.unique has no derivative rule"),
         (lambda x: writer(x), r"np\.copyto has no derivative rule"),
-        (lambda x: np.array(x) * 2, r"np\.asarray\(\)"),
+        (lambda x: np.array(x) * 2, "NumPy array"),
     ):
         with pytest.raises(TypeError, match=message):
             jit(f)(x)
