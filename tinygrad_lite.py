@@ -1721,8 +1721,7 @@ class _Call:
     def value_and_gradient(self):
         """What ``value_and_grad`` returns."""
         if getattr(self.out, "size", 0) != 1:
-            got = f"shape {self.out.shape}" if isinstance(self.out, Tensor) else self.out
-            raise ValueError(f"gradients need an f that returns one number, not {got}: .sum() it, or take jacobian()")
+            raise ValueError(f"f must return one number, not {_map(np.shape, self.out)}: .sum() it, or take jacobian()")
         gradients = self.gradients(self.out._node, _one(_as_array(self.out._value)))
         return self.finished(self.out), _filled(self.chosen, map(self.finished, gradients))
 
