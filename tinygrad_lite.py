@@ -788,17 +788,13 @@ def _map(f, tree):
     if not isinstance(tree, _structures):
         return f(tree)
     items: Any = {key: _map(f, x) for key, x in tree.items()} if isinstance(tree, dict) else [_map(f, x) for x in tree]
-    return items if type(tree) in (dict, list) else tuple(items) if type(tree) is tuple else _of_type(tree, items)
-
-
-def _of_type(tree, items):
-    """A structure of the user's own type with other items: a copy of it that is given these."""
-    kind, base = type(tree), type(items)
     if isinstance(tree, tuple):
-        return getattr(kind, "_make", kind)(items)
-    new = copy.copy(tree)
-    base.__init__(new, items)
-    if kind.__dictoffset__ and vars(tree) is tree:  # items that are attributes, too
+        return getattr(tree, "_make", type(tree))(items)
+    if type(tree) is type(items):
+        return items
+    new: Any = copy.copy(tree)  # of the user's own type, and given the other items
+    type(items).__init__(new, items)
+    if type(tree).__dictoffset__ and vars(tree) is tree:  # items that are attributes, too
         new.__dict__ = new
     return new
 
