@@ -370,8 +370,7 @@ class Tensor(_Anything):
     def requires_grad(self, required: bool) -> None:
         _check(self._node is None or self._node[1] is None, "requires_grad of a result is fixed: .detach() cuts it off")
         if required:
-            advice = "give floats, with 3.0, .astype(float) or dtype=float"
-            _check(self.dtype.kind == "f", f"{self.dtype} data cannot require gradients: {advice}", TypeError)
+            _check(self.dtype.kind == "f", f"{self.dtype} data cannot require gradients: dtype=float can", TypeError)
             # Of a leaf its node, also while requires_grad is switched off.
             self._leaf: Any = getattr(self, "_leaf", None) or (_next_order(), None, [None])
         self._node = self._leaf if required else None
