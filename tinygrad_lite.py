@@ -2372,8 +2372,7 @@ def _argument(x):
     """An argument as generated functions take it: arrays as NumPy's, numbers as scalars, other things as they are."""
     value = _as_value(_value_of(x))[()] if hasattr(type(x), "__array__") else x
     is_taken = type(x) in (np.ndarray, np.memmap) or isinstance(x, (np.generic, Tensor)) or _is_foreign(x)
-    what = f"jit() takes NumPy's arrays, and f may do something else with a {type(x).__name__}"
-    _check(value is x or is_taken, f"{what}: give it .to_numpy() or np.asarray() of it", TypeError)
+    _check(value is x or is_taken, f"jit() takes no {type(x).__name__}: give .to_numpy() or np.asarray()", TypeError)
     return value
 
 
