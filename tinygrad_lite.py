@@ -636,8 +636,7 @@ def _fit(g, x, out, row, to):
             return g.sum(axis=0)
     x, out = _as_array(x), _as_array(out)
     if not hasattr(g, "dtype") or g.dtype.kind not in "biuf":
-        what = f"dtype {g.dtype}" if hasattr(g, "dtype") else f"a {type(g).__name__}"
-        raise TypeError(f"a rule of {_name(row.function)} returned {what} for an argument of {x.dtype}")
+        raise TypeError(f"a rule of {_name(row.function)} returned {type(g).__name__} {getattr(g, 'dtype', g)}")
     shape, stretched = x.shape, out.shape if row.kind == "elementwise" else x.shape if row.kind else g.shape
     if shape != stretched:
         g = g if g.shape == stretched else _whole(g, out)
