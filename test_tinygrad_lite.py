@@ -2202,7 +2202,7 @@ def test_without_jit_all_else_works():
 def test_the_files_keep_to_their_budgets_of_lines():
     heart = lines_of_code(up_to("NumPy's functions")) - lines_of_code(up_to("Recording"))
     assert heart <= 400
-    assert lines_of_code(SOURCE) <= 1551
+    assert lines_of_code(SOURCE) <= 1455
     for script, most in (("train_linear", 130), ("train_gender", 150)):
         text = (HERE / f"{script}.py").read_text()
         assert lines_of_code(text) <= most
@@ -4452,7 +4452,7 @@ def test_jit_works_without_arguments_on_methods_and_on_functions_in_c():
 def test_arrays_of_other_libraries_and_pandas_under_jit():
     f = jit(lambda x, y: (x * y).sum(axis=0))
     frame = pd.DataFrame({"a": [1.0, 2.0], "b": [3.0, 4.0]})
-    with pytest.raises(TypeError, match=r"a DataFrame: give it \.to_numpy\(\)"):
+    with pytest.raises(TypeError, match=r"no DataFrame: give \.to_numpy\(\)"):
         f(frame, 1.0)
     assert_alike(f(Tensor(frame), Tensor(frame) + 1), (frame * (frame + 1)).to_numpy().sum(axis=0))
     assert f.cache_info()[:2] == (0, 1)
