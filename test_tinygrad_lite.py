@@ -1098,7 +1098,9 @@ def test_masks_of_reductions_take_the_gradient_from_what_they_leave_out():
     np.testing.assert_array_equal(grad(lambda x: np.max(x, where=mask, initial=6.0))(x), [0, 0, 0])
     np.testing.assert_array_equal(grad(lambda x: np.min(x, where=mask, initial=1.0))(x), [0.5, 0, 0])  # a tie
     np.testing.assert_array_equal(grad(lambda x: np.sum(x, where=x > 2))(x), [0, 1, 0])
-    with pytest.raises(TypeError, match=r"an index would come only once under jit\(\): .* np\.where\(mask, x, 0\)"):
+    with pytest.raises(
+        TypeError, match=r"an index would come only once under jit\(\): .* np\.sum\(np\.where\(mask, x, 0\)\)"
+    ):
         jit(grad(lambda x: np.sum(x, where=x > 2)))(x)
     half = leaf(np.full(50_000, 2.0), np.float16)  # the sum is beyond float16
     out = np.mean(half, where=np.arange(50_000) >= 40_000)
@@ -4104,19 +4106,19 @@ UNTRACEABLE: list[tuple[str, Any, str]] = [
     ("setting .grad", lambda x: setattr(W_OUTSIDE, "grad", None), r"setting \.grad.*outside"),
     ("np.asarray", lambda x: np.asarray(x), r"NumPy array"),
     ("np.array", lambda x: np.array([x, x]), r"np\.stack"),
-    ("mask", lambda x: x[x > 0], r"np\.where\(mask, x, 0\) for x\[mask\], whose shape depends on values"),
+    ("mask", lambda x: x[x > 0], r"shape depends on values np\.sum\(np\.where\(mask, x, 0\)\) for np\.sum\(x\[mask\]"),
     ("mask of what is outside", lambda x: W_OUTSIDE[x > 0], r"shape depends on values"),
     ("np.nonzero", lambda x: np.nonzero(x), r"shape depends on values"),
     ("np.where of one", lambda x: np.where(x > 0), r"shape depends on values"),
-    ("np.repeat", lambda x: np.repeat(x, np.argmax(x)), r"Python int for an axis"),
+    ("np.repeat", lambda x: np.repeat(x, np.argmax(x)), r"an index .*write an int"),
     ("np.repeat of many", lambda x: np.repeat(x, x > 0), r"shape depends on values"),
-    ("slice", lambda x: x[: np.argmax(x)], r"Python int for an axis or a length"),
-    ("range", lambda x: [0 for _ in range(np.argmax(x))], r"Python int for an axis or a length"),
+    ("slice", lambda x: x[: np.argmax(x)], r"an index .*write an int"),
+    ("range", lambda x: [0 for _ in range(np.argmax(x))], r"an index .*write an int"),
     ("writing", lambda x: operator.setitem(x, 0, 1), r"written to.*np\.where"),
     ("writing into an array", untraceable_write, r"NumPy array"),
     ("backward", lambda x: (x * W_OUTSIDE).sum().backward(), r"backward\(\).*grad\(\)"),
-    ("axis", lambda x: np.sum(np.ones((3, 3)) * x, axis=np.argmax(x)), r"Python int for an axis"),
-    ("shift", lambda x: np.roll(x, np.argmax(x)), r"Python int for an axis"),
+    ("axis", lambda x: np.sum(np.ones((3, 3)) * x, axis=np.argmax(x)), r"an index .*write an int"),
+    ("shift", lambda x: np.roll(x, np.argmax(x)), r"an index .*write an int"),
     ("where of a sum", lambda x: np.sum(x, where=x > 0), r"np\.where\(mask, x, 0\)"),
     ("step", lambda x: SGD([W_OUTSIDE], lr=0.1).step(), r"step\(\).*outside"),
 ]

@@ -922,7 +922,7 @@ def _as_tensor(x):
 # fmt: off
 _instead = {
     "if, while or bool()": "np.where or np.maximum, or decide outside", "a Python number": "np. functions for math's",
-    "an index": "a Python int for an axis or a length, np.where(mask, x, 0) for x[mask], whose shape depends on values",
+    "an index": "an int, or where a shape depends on values np.sum(np.where(mask, x, 0)) for np.sum(x[mask])",
     "a NumPy array": "np.stack([t, u]) for np.array([t, u]), of rows np.stack([np.stack([...]), ...]), "
                      "X @ t for X.dot(t), Tensor(df) @ t for df @ t"}
 # fmt: on
