@@ -1098,9 +1098,7 @@ def test_masks_of_reductions_take_the_gradient_from_what_they_leave_out():
     np.testing.assert_array_equal(grad(lambda x: np.max(x, where=mask, initial=6.0))(x), [0, 0, 0])
     np.testing.assert_array_equal(grad(lambda x: np.min(x, where=mask, initial=1.0))(x), [0.5, 0, 0])  # a tie
     np.testing.assert_array_equal(grad(lambda x: np.sum(x, where=x > 2))(x), [0, 1, 0])
-    with pytest.raises(
-        TypeError, match=r"an index would come only once under jit\(\): .* np\.sum\(np\.where\(mask, x, 0\)\)"
-    ):
+    with pytest.raises(TypeError, match=r"cannot follow an index, .* np\.sum\(np\.where\(mask, x, 0\)\)"):
         jit(grad(lambda x: np.sum(x, where=x > 2)))(x)
     half = leaf(np.full(50_000, 2.0), np.float16)  # the sum is beyond float16
     out = np.mean(half, where=np.arange(50_000) >= 40_000)
@@ -2204,7 +2202,7 @@ def test_without_jit_all_else_works():
 def test_the_files_keep_to_their_budgets_of_lines():
     heart = lines_of_code(up_to("NumPy's functions")) - lines_of_code(up_to("Recording"))
     assert heart <= 400
-    assert lines_of_code(SOURCE) <= 1455
+    assert lines_of_code(SOURCE) <= 1450
     for script, most in (("train_linear", 130), ("train_gender", 150)):
         text = (HERE / f"{script}.py").read_text()
         assert lines_of_code(text) <= most
@@ -3785,7 +3783,7 @@ def test_arrays_from_outside_keep_their_names_on_the_way_back():
     check_text(source)
 
 
-def test_values_from_structures_have_names_that_say_where_from():
+def test_values_from_structures_are_named_after_their_argument():
     class Model:
         def __init__(self) -> None:
             self.W, self.layers = leaf(np.ones((2, 3))), [np.ones(3)]
@@ -3805,8 +3803,8 @@ def test_values_from_structures_have_names_that_say_where_from():
 
     layers = [(np.ones((2, 3)), np.ones(3)), (np.ones((3, 3)), np.ones(3))]
     source = jit(grad(chain)).source(layers, np.ones((4, 2)))
-    head = "def chain(layers_0_0, layers_0_1, layers_1_0, layers_1_1, x):"
-    for line in (head, "dlayers_1_1 = ", "d chain / d layers_0_1"):
+    head = "def chain(layers, layers_2, layers_3, layers_4, x):"
+    for line in (head, "dlayers_4 = ", "d chain / d layers_2"):
         assert line in source  # not W and b, which name two of each
 
 
@@ -4110,15 +4108,15 @@ UNTRACEABLE: list[tuple[str, Any, str]] = [
     ("mask of what is outside", lambda x: W_OUTSIDE[x > 0], r"shape depends on values"),
     ("np.nonzero", lambda x: np.nonzero(x), r"shape depends on values"),
     ("np.where of one", lambda x: np.where(x > 0), r"shape depends on values"),
-    ("np.repeat", lambda x: np.repeat(x, np.argmax(x)), r"an index .*write an int"),
+    ("np.repeat", lambda x: np.repeat(x, np.argmax(x)), r"an index, .*write an int"),
     ("np.repeat of many", lambda x: np.repeat(x, x > 0), r"shape depends on values"),
-    ("slice", lambda x: x[: np.argmax(x)], r"an index .*write an int"),
-    ("range", lambda x: [0 for _ in range(np.argmax(x))], r"an index .*write an int"),
+    ("slice", lambda x: x[: np.argmax(x)], r"an index, .*write an int"),
+    ("range", lambda x: [0 for _ in range(np.argmax(x))], r"an index, .*write an int"),
     ("writing", lambda x: operator.setitem(x, 0, 1), r"written to.*np\.where"),
     ("writing into an array", untraceable_write, r"NumPy array"),
     ("backward", lambda x: (x * W_OUTSIDE).sum().backward(), r"backward\(\).*grad\(\)"),
-    ("axis", lambda x: np.sum(np.ones((3, 3)) * x, axis=np.argmax(x)), r"an index .*write an int"),
-    ("shift", lambda x: np.roll(x, np.argmax(x)), r"an index .*write an int"),
+    ("axis", lambda x: np.sum(np.ones((3, 3)) * x, axis=np.argmax(x)), r"an index, .*write an int"),
+    ("shift", lambda x: np.roll(x, np.argmax(x)), r"an index, .*write an int"),
     ("where of a sum", lambda x: np.sum(x, where=x > 0), r"np\.where\(mask, x, 0\)"),
     ("step", lambda x: SGD([W_OUTSIDE], lr=0.1).step(), r"step\(\).*outside"),
 ]
@@ -5600,7 +5598,7 @@ def test_tensors_of_derived_classes_can_be_copied_and_pickled():
     m.requires_grad = True
     m.backward()
     assert m.grad == 1.0
-    with pytest.raises(TypeError, match=r"reading \.data would come only once"):
+    with pytest.raises(TypeError, match=r"cannot follow reading \.data, the same at every call"):
         jit(lambda x: copy.copy(x))(np.ones(2))
 
 
@@ -6219,7 +6217,7 @@ def test_detect_anomaly_is_over_at_its_end_and_of_this_thread_alone():
         assert fast(np.float64(0)) == np.inf
         assert np.isinf(np.exp(leaf(1e3)).item())
     assert tinygrad_lite._detours == []
-    with pytest.raises(TypeError, match="only once under jit"):
+    with pytest.raises(TypeError, match="cannot follow what detect_anomaly"):
         jit(lambda x: detect_anomaly().__enter__() or x)(1.0)
 
 
@@ -6362,9 +6360,9 @@ ERRORS: list[tuple[str, Any, type[Exception], str]] = [
     ("two results", lambda: grad(lambda x: (x, x))(1.0), ValueError, r"return one number, not \(\(\), \(\)\)"),
     ("several", lambda: grad(lambda x: x)(np.ones(3)), ValueError, r"one number, not \(3,\): \.sum\(\) it"),
     ("boolean argument", lambda: grad(lambda x: x * 2)(True), TypeError, r"bool data cannot require gradients: .*3\.0"),
-    ("integer leaf", lambda: Tensor(3, requires_grad=True), TypeError, r"int64 data cannot require gradients: dtype"),
-    ("argnums twice", lambda: grad(lambda x, y: x * y, (0, -2))(1.0, 2.0), ValueError, r"among 2 .*, not \(0, -2\)"),
-    ("no such argument", lambda: grad(lambda x: x, 1)(1.0), ValueError, r"argnums .* 1 positional .*, not \(1,\)"),
+    ("integer leaf", lambda: Tensor(3, requires_grad=True), TypeError, r"int64 data cannot require gradients: give dtype=float"),
+    ("argnums twice", lambda: grad(lambda x, y: x * y, (0, -2))(1.0, 2.0), ValueError, r"of 2 .*, not \(0, -2\)"),
+    ("no such argument", lambda: grad(lambda x: x, 1)(1.0), ValueError, r"argnums .* 1 arguments, not \(1,\)"),
     ("no tuples", lambda: jvp(abs, np.ones(1), np.ones(1)), TypeError, r"write \(x,\) and \(v,\)"),
     ("tangents", lambda: jvp(lambda p: p["a"], ({"a": 1.0},), ({"b": 1.0},)), ValueError, r"structure.*\{'a': \(\)\}"),
     ("tangent shape", lambda: jvp(abs, (1.0,), (np.ones(2),)), ValueError, r"arguments, \(\(\),\), not \(\(2,\),\)"),

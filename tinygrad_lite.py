@@ -370,7 +370,7 @@ class Tensor(_Anything):
     def requires_grad(self, required: bool) -> None:
         _check(self._node is None or self._node[1] is None, "requires_grad of a result is fixed: .detach() cuts it off")
         if required:
-            _check(self.dtype.kind == "f", f"{self.dtype} data cannot require gradients: dtype=float can", TypeError)
+            _check(self.dtype.kind == "f", f"{self.dtype} data cannot require gradients: give dtype=float", TypeError)
             # Of a leaf its node, also while requires_grad is switched off.
             self._leaf: Any = getattr(self, "_leaf", None) or (_next_order(), None, [None])
         self._node = self._leaf if required else None
@@ -1678,8 +1678,7 @@ class _Call:
         self.is_open = False  # whether there are other Tensors, as far as is known
         n, chosen = len(args), tuple(_leaves(argnums))
         variables = {i % n: _map(self.variable, args[i]) for i in chosen if -n <= i < n}
-        if len(variables) < len(chosen):
-            raise ValueError(f"argnums must be different positions among {n} positional arguments, not {chosen}")
+        _check(len(variables) == len(chosen), f"argnums must be different positions of {n} arguments, not {chosen}")
         self.chosen = _map(lambda i: args[i], argnums)
         with contextlib.nullcontext() if _thread.recording else _set("recording", True):
             self.out = _map(_as_tensor, f(*[variables.get(i, x) for i, x in enumerate(args)], **options))
@@ -1858,8 +1857,7 @@ def jvp(f: Callable, args: tuple, tangents: tuple) -> tuple[Any, Any]:
     >>> jvp(lambda x, y: x * y, (2.0, 3.0), (1.0, 10.0))
     (array(6.), array(23.))
     """
-    tuples = isinstance(args, (tuple, list)) and isinstance(tangents, (tuple, list))
-    _check(tuples, "jvp() takes tuples of arguments and of tangents: write (x,) and (v,)", TypeError)
+    _check(type(args) is type(tangents) is tuple, "jvp() takes two tuples: write (x,) and (v,)", TypeError)
     structure, other = [str(_map(lambda x: _as_tensor(x).shape, (*trees,))) for trees in (args, tangents)]
     _check(structure == other, f"jvp() takes tangents with the structure of the arguments, {structure}, not {other}")
     call, tangents = _Call(f, (*range(len(args)),), args, {}), tuple(map(_as_tensor, _leaves(tangents)))
@@ -1900,8 +1898,7 @@ def gradcheck(f: Callable, *args: Any, eps: float = 1e-6, atol: float = 1e-5, rt
     >>> gradcheck(lambda x, y: (x * y).tanh(), 0.5, [1.0, -2.0])
     True
     """
-    nested = any(hasattr(leaf, "dtype") for x in args if isinstance(x, dict) for leaf in _leaves(x))
-    _check(not nested, "gradcheck takes arrays, and no dict: write gradcheck(lambda w: f({'w': w}), w)", TypeError)
+    _check(dict not in map(type, args), "gradcheck takes no dict: write gradcheck(lambda w: f({'w': w}), w)", TypeError)
     floating = tuple([i for i, x in enumerate(args) if np.asarray(_value_of(x)).dtype.kind == "f"])
     _check(floating, "gradcheck got no float argument to check: integers and booleans have no gradient", TypeError)
     tensors = [Tensor(np.array(_value_of(x), float)) if i in floating else x for i, x in enumerate(args)]
@@ -2152,7 +2149,7 @@ class _Trace:
             return tensor if isinstance(tensor, _Traced) and what != "detach()" else self.given(tensor)
         if what.startswith("the result of "):
             return self.name(tensor, what.removeprefix("the result of ").replace("<lambda>", "f"))
-        raise _Refusal(f"{what} would come only once under jit(): write {_instead.get(what, 'it outside')}")
+        raise _Refusal(f"jit() cannot follow {what}, the same at every call: write {_instead.get(what, 'it outside')}")
 
     def compute(self, row, order, compute, args, options):
         function, leaves = row.function if row is _table.get(row.function, row) else compute, _leaves((args, options))
@@ -2377,9 +2374,7 @@ def _argument(x):
 
 def _signature(x):
     """What of an argument is taken as fixed. It tells things apart that are equal but differ within, too."""
-    if type(x) is float or type(x) in _plain_types:
-        return float if type(x) is float else (type(x), x)
-    if hasattr(type(x), "__array__"):
+    if type(x) is float or hasattr(type(x), "__array__"):
         return getattr(x, "shape", None) or type(x), getattr(x, "dtype", None)
     if isinstance(x, _structures):
         items = x.items() if isinstance(x, dict) else enumerate(x)
@@ -2387,21 +2382,13 @@ def _signature(x):
     return type(x), repr(x), None if type(x) is slice else x  # which Python refuses as a key if it has no hash
 
 
-def _paths(tree, path):
-    """A name for each leaf of an argument, that says where it is."""
-    if not isinstance(tree, _structures):
-        return [path]
-    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
-    return [name for key, item in items for name in _paths(item, f"{path}_{key}")]
-
-
 def _function_text(name, parameters, lines):
     return "\n".join([f"def {name}({', '.join(parameters)}):", *[f"    {line}".rstrip() for line in lines], ""])
 
 
-def _defined(name, text, scope):
-    """The function of this name that a text defines."""
-    exec(compile(text, f"<jit {name}>", "exec"), scope)
+def _defined(name, parameters, lines, scope):
+    """The function of these lines."""
+    exec(compile(_function_text(name, parameters, lines), f"<jit {name}>", "exec"), scope)
     return scope[name]
 
 
@@ -2416,7 +2403,7 @@ def _generate(f, args, options):
     with contextlib.suppress(ValueError):  # of functions in C that do not tell their parameters
         names = [p.name for p in inspect.signature(f).parameters.values() if p.kind < p.VAR_POSITIONAL][: len(args)]
     names += [*[f"args_{i}" for i in range(len(names), len(args))], *options]
-    parameters = [*map(trace.unique, itertools.chain(*map(_paths, (*args, *options.values()), names)))]
+    parameters = [trace.unique(n) for n, x in zip(names, [*args, *options.values()], strict=True) for _ in _leaves(x)]
     args, options = _filled((args, options), map(trace.enter, given, parameters))
     try:
         with _set("observer", trace), _set("recording", True):
@@ -2443,7 +2430,7 @@ def _generate(f, args, options):
         return f"{name}._value" if isinstance(x, Tensor) else name
 
     inside = [*[f"{text} = {bind(*line.args)}" for text, line in known.items() if line.args], *statements]
-    lower = functools.cache(lambda: _defined(name, _function_text(name, parameters, [*inside, last]), scope))
+    lower = functools.cache(lambda: _defined(name, parameters, [*inside, last], scope))
 
     def check(p, x):
         if isinstance(x, np.ndarray):
@@ -2455,10 +2442,8 @@ def _generate(f, args, options):
     trace.texts |= {x: f"({trace.texts[x]}).__array__()" for x in arrays if x.shape == ()}
     returned = trace.show(out) if _is_tuples(out) else f"_filled({bind(out)}, iter({trace.show(results)}))"
     ways = [*[f"{p}=NotImplemented" for p in parameters], "*_rest", "_known=False"]
-    checks = " and ".join(["not _rest", *map(check, parameters, given)])
-    guard = f"if not (_known or {checks}): return NotImplemented"
-    run = _function_text(name, ways, [guard, *inside, f"return {returned}"])
-    return f"import numpy as np\n\n\n{text}", lower, _defined(name, run, scope)
+    guard = f"if not (_known or {' and '.join(['not _rest', *map(check, parameters, given)])}): return NotImplemented"
+    return f"import numpy as np\n\n\n{text}", lower, _defined(name, ways, [guard, *inside, f"return {returned}"], scope)
 
 
 def _is_tuples(tree):
