@@ -6616,7 +6616,7 @@ def test_examples_of_the_readme_and_the_docs_print_what_they_say(capsys, request
     if client in text:
         text = text.replace(client, f"Client({request.getfixturevalue('cluster').scheduler_address!r})")
     for language, block in re.findall(r"```(python|mermaid)\n(.*?)```", text, re.DOTALL):
-        if re.search("^import (torch|jax)$", block, re.MULTILINE):
+        if re.search("^import (torch|jax|numba)$", block, re.MULTILINE):
             continue  # see below
         if language == "mermaid":  # the graph that the block before drew
             within = re.compile(r'\["(np\..*)<br>gradient (.*)"\]$', re.MULTILINE)
@@ -6676,11 +6676,11 @@ def test_convolution_of_the_recipes_is_that_of_scipy():
             np.testing.assert_allclose(maps[..., i], expected, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("library", ["torch", "jax"])
+@pytest.mark.parametrize("library", ["torch", "jax", "numba"])
 def test_examples_for_other_libraries_print_what_they_say(tmp_path, library):
     text = "\n".join([page.read_text() for page in PAGES])
     blocks = [b for b in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if f"\nimport {library}\n" in f"\n{b}"]
-    assert len(blocks) == {"torch": 2, "jax": 1}[library]
+    assert len(blocks) == {"torch": 2, "jax": 2, "numba": 1}[library]
     for block in blocks:
         compile(block, "fit.py", "exec")
     pytest.importorskip(library, reason=f"{library} is no part of this project: examples run where it is installed")
