@@ -3749,6 +3749,14 @@ def test_sources_of_second_derivatives_take_the_arguments_of_the_function_alone(
     assert found.dtype == dtype
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_sources_say_the_dtype_of_arrays_that_they_make_as_other_libraries_have_other_defaults(dtype):
+    x = np.array([1.0, 2.0, 3.0], dtype)
+    source = jit(grad(lambda x: x[1] ** 2)).source(x)
+    assert f"np.zeros((3,), dtype=np.{dtype})" in source
+    assert_alike(executed(source)(x), np.array([0, 4, 0], dtype))
+
+
 def test_source_of_a_scalar_step_is_what_one_would_write():
     def step(w: Any, b: Any, x: Any, y: Any, lr: Any) -> Any:
         slope_w, slope_b = grad(lambda w, b: ((w * x + b - y) ** 2).mean(), (0, 1))(w, b)

@@ -2089,7 +2089,7 @@ class _Traced(Tensor):
 _patterns: dict[Any, str] = {op.getitem: "{}[{}]", np.negative: "(-{})", **{f: f"({{}} {sign} {{}})" for f, sign in {
     np.add: "+", np.subtract: "-", np.multiply: "*", np.divide: "/", np.power: "**", np.remainder: "%", np.matmul: "@",
     np.equal: "==", np.not_equal: "!=", np.less: "<", np.less_equal: "<=", np.greater: ">", np.greater_equal: ">=",
-    np.floor_divide: "//", np.bitwise_and: "&", np.bitwise_or: "|", np.bitwise_xor: "^"}.items()}}
+    np.floor_divide: "//", np.bitwise_and: "&", np.bitwise_or: "|", np.bitwise_xor: "^"}.items()}, np.invert: "(~{})"}
 # fmt: on
 _of_numbers = np.add, np.subtract, np.multiply, np.negative  # of Python's numbers too
 _plain_types = int, bool, str, type(None)  # written as their repr
@@ -2322,8 +2322,8 @@ class _Trace:
             fill = line.dtype.type(args[0] if function is _whole else 0)
             if function is _whole and not line.shape:
                 return show(fill)
-            kind = args[2:] if line.dtype != np.float64 else ()
-            function, args = (np.full, (line.shape, fill.item(), *kind)) if fill else (np.zeros, (line.shape, *kind))
+            function, args = (np.full, (line.shape, fill.item())) if fill else (np.zeros, (line.shape,))
+            options = {"dtype": line.dtype}
         if function is _transpose and args[1] == (*reversed(range(line.ndim)),):
             return f"{show(args[0])}.T"
         is_method = function in _methods and args and isinstance(args[0], _Line) and not args[0].weak
