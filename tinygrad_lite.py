@@ -700,7 +700,8 @@ class SGD:
         for i, p in enumerate(self.params):
             is_leaf = getattr(p, "_leaf", None) and p.requires_grad
             _check(is_leaf, f"SGD trains leaves that require gradients: parameter {i}, {type(p).__name__}, is not one")
-        _check(0 < len({*self.params}) == len(self.params), "SGD got no parameters, or one twice: give each once")
+        _check(self.params, "SGD got no parameters: give it those to train (an iterator can be used up before)")
+        _check(len(set(self.params)) == len(self.params), "SGD got a parameter twice: give each once")
         for name, rate in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
             fits = isinstance(rate, (int, float, np.number)) and 0 <= rate < math.inf
             _check(fits, f"SGD got {name}={rate!r}: it must be a finite number, 0 or more")
