@@ -618,9 +618,9 @@ def _backward(root, g, create_graph=False, stop=1):
     return gradients, leaves
 
 
-def _one(value):
+def _one(x):
     """The gradient that a way back begins with: 1, for a number as one of NumPy's numbers."""
-    return value.__class__(1) if isinstance(value, np.generic) else np.ones_like(value)
+    return x.dtype.type(1) if isinstance(x, (np.generic, np.ndarray)) and not x.ndim else np.ones_like(x)
 
 
 def _fit(g, x, out, row, to):
@@ -2150,7 +2150,7 @@ class _Trace:
             return tensor if isinstance(tensor, _Traced) and what != "detach()" else self.given(tensor)
         if what.startswith("the result of "):
             return self.name(tensor, what.removeprefix("the result of ").replace("<lambda>", "f"))
-        raise _Refusal(f"jit() cannot follow {what}, the same at every call: write {_instead.get(what, 'it outside')}")
+        raise _Refusal(f"jit() runs f once, so it cannot follow {what}: write {_instead.get(what, 'it outside')}")
 
     def compute(self, row, order, compute, args, options):
         function, leaves = row.function if row is _table.get(row.function, row) else compute, _leaves((args, options))
