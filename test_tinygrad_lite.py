@@ -5054,8 +5054,10 @@ LAZY = re.search(r"stay lazy:\n+```text\n(.*?)```", (HERE / "docs" / "dask.md").
 NEVER_MIXED = ["linalg.solve"]  # but these do not take NumPy's arrays beside Dask's
 
 # What is refused for an array of any other library, and not of Dask alone.
-OF_ELEMENTS = """block compress delete gradient interp median meshgrid partition percentile quantile rot90 sort take
-    take_along_axis""".split()
+OF_ELEMENTS = [
+    *["block", "compress", "delete", "gradient", "interp", "median", "meshgrid", "partition", "percentile", "quantile"],
+    *["rot90", "sort", "take", "take_along_axis"],
+]
 
 # Further ways to call and to index: these stay lazy ...
 LAZY_CALLS = """
