@@ -2053,6 +2053,16 @@ def test_matrices_without_full_rank_have_numpys_least_squares_and_the_gradient_o
         assert gradcheck(lambda left, right: np.linalg.pinv(left @ right), left[:4], right)
 
 
+@pytest.mark.parametrize(("small", "rank"), [(1e-14, 1), (1e-13, 2)])  # 4.4e-14 is the precision times 200 rows
+def test_least_squares_leave_out_singular_values_below_numpys_bound_and_no_others(small, rank):
+    a, b = np.zeros((200, 2)), np.arange(1.0, 201)
+    a[:2] = [[1, 0], [0, small]]
+    out, plain = np.linalg.lstsq(leaf(a), b), np.linalg.lstsq(a, b)
+    assert out[2] == plain[2] == rank
+    np.testing.assert_allclose(out[0].data, plain[0], rtol=1e-9)
+    np.testing.assert_allclose(out[0].data, [1, 2 / small if rank == 2 else 0], rtol=1e-9)
+
+
 def test_factors_are_numpys_named_tuples_and_a_power_of_0_is_constant():
     a = leaf(np.arange(4.0).reshape(2, 2))
     assert np.linalg.eigh(a)._fields == ("eigenvalues", "eigenvectors")
