@@ -2942,6 +2942,14 @@ def live_arrays() -> int:
     return len(tracemalloc.take_snapshot().filter_traces([domain]).traces)
 
 
+@pytest.mark.parametrize("x", [leaf(0.5), leaf([0.5, 0.6]), Tensor(0.5)], ids=repr)
+def test_operations_on_numbers_and_small_arrays_take_the_quick_way(x):
+    for f in (lambda: -x, lambda: abs(x), lambda: x + x, lambda: x / x):
+        assert engine_calls(f) == 1
+    for f in (lambda: np.exp(x), lambda: x.tanh(), lambda: np.add(x, x), lambda: np.multiply(x, 2.0)):
+        assert engine_calls(f) <= 3
+
+
 def test_a_scalar_step_takes_few_calls_and_no_arrays():
     w, b = leaf(2.0), leaf(0.0)
     optimizer = SGD([w, b], lr=0.01)
