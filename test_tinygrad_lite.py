@@ -1791,6 +1791,16 @@ def test_derivatives_of_products_are_right_whatever_overflows_between_the_factor
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("side", [1, -1])
+@pytest.mark.filterwarnings("ignore:overflow", "ignore:underflow")
+def test_gradients_of_products_are_right_where_only_large_or_only_small_factors_overflow_the_product(dtype, side):
+    x = np.exp2(side * np.array([0, 0.7, 0.7]) * np.finfo(dtype).maxexp).astype(dtype)
+    expected = np.array([product_of_all_but(x, i) for i in range(3)])
+    for g in (grad(np.prod)(x), jit(grad(np.prod))(x)):
+        assert_close_where_it_can_be_told(g[1:], expected[1:])
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("size", [1.0, 1e-3, 1e3])  # with which nothing, or something, overflows or underflows
 def test_the_gradient_of_a_product_is_the_same_by_division_and_without(dtype, size):
     x = (np.random.default_rng(3).uniform(-1.5, 1.5, (4, 6)) * size).astype(dtype)
