@@ -6463,6 +6463,7 @@ ERRORS: list[tuple[str, Any, type[Exception], str]] = [
     ("two results", lambda: grad(lambda x: (x, x))(1.0), ValueError, r"return one number, not \(\(\), \(\)\)"),
     ("several", lambda: grad(lambda x: x)(np.ones(3)), ValueError, r"one number, not \(3,\): \.sum\(\) it"),
     ("boolean argument", lambda: grad(lambda x: x * 2)(True), TypeError, r"bool data cannot require gradients: .*3\.0"),
+    ("dtype by position", lambda: Tensor([1.0], np.float32), ValueError, r"True or False, not .*write dtype="),
     ("integer leaf", lambda: Tensor(3, requires_grad=True), TypeError, r"cannot require gradients: give dtype=float"),
     ("argnums twice", lambda: grad(lambda x, y: x * y, (0, -2))(1.0, 2.0), ValueError, r"of 2 .*, not \(0, -2\)"),
     ("no such argument", lambda: grad(lambda x: x, 1)(1.0), ValueError, r"argnums .* 1 arguments, not \(1,\)"),

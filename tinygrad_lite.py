@@ -369,6 +369,7 @@ class Tensor(_Anything):
     @requires_grad.setter
     def requires_grad(self, required: bool) -> None:
         _check(self._node is None or self._node[1] is None, "requires_grad of a result is fixed: .detach() cuts it off")
+        _check(required in (True, False), f"requires_grad is True or False, not {required!r}: write dtype= for a dtype")
         if required:
             _check(self.dtype.kind == "f", f"{self.dtype} data cannot require gradients: give dtype=float", TypeError)
             # Of a leaf its node, also while requires_grad is switched off.
@@ -557,10 +558,8 @@ for kind, rules in {
         np.exp:      (lambda g, out, _x: g * out,),                  np.log: (lambda g, _, x: g / x,),
         np.absolute: (lambda g, _, x: g * np.sign(x),),              np.tanh: (lambda g, y, _x: g * (1 - y * y),),
         _relu: (lambda g, out, _x: np.where(out <= 0, 0, g),)},
-    "reduction": {
-        np.sum: (_spread,),                                         np.mean: (_mean_vjp,)},
-    "": {
-        np.matmul: (_matmul_vjp_x, _matmul_vjp_y),                   _whole: (lambda g, _, _g, _like: g, None)},
+    "reduction": {np.sum: (_spread,), np.mean: (_mean_vjp,)},
+    "": {np.matmul: (_matmul_vjp_x, _matmul_vjp_y), _whole: (lambda g, _, _g, _like: g, None)},
 }.items():
     for function, vjps in rules.items():  # type: ignore[attr-defined]
         _row(function).define(vjps, kind)
