@@ -14,10 +14,10 @@ tanh units, and sets the errors beside two yardsticks: the training mean and the
 
 import argparse
 import contextlib
-import io
 import json
 import os
 import sys
+import textwrap
 import threading
 from pathlib import Path
 
@@ -79,14 +79,15 @@ def load(options):
     if options.source != "sample":
         found, err = {"reason": "no answer within 15 s"}, sys.stderr
         thread = threading.Thread(target=ask_kaggle, args=[found], daemon=True)  # as kagglehub waits without limit
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # and talks
+        # And it talks.
+        with open(os.devnull, "w") as nobody, contextlib.redirect_stdout(nobody), contextlib.redirect_stderr(nobody):
             thread.start()
             for _ in tqdm(range(15), "asking Kaggle", unit=" s", delay=1, leave=False, disable=None, file=err):
                 thread.join(1)
         try:
             return read(found["path"]), f"kaggle ({DATASET}, version {Path(found['path']).parent.name})"
         except (KeyError, ValueError) as error:
-            reason = " ".join((found["reason"] if "path" not in found else str(error)).split())[:200]
+            reason = textwrap.shorten(str(error) if "path" in found else found["reason"], 200, placeholder=" ...")
         if options.source == "kaggle":
             raise ValueError(f"no data from Kaggle ({reason}): give --csv FILE or --source sample")
         print(f"warning: no data from Kaggle ({reason}): using the generated sample", file=sys.stderr)
