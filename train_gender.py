@@ -87,7 +87,7 @@ def load(options):
         try:
             return read(found["path"]), f"kaggle ({DATASET}, version {Path(found['path']).parent.name})"
         except (KeyError, ValueError) as error:
-            reason = textwrap.shorten(str(error) if "path" in found else found["reason"], 200, placeholder=" ...")
+            reason = textwrap.shorten(str(error) if "path" in found else found["reason"], 300, placeholder=" ...")
         if options.source == "kaggle":
             raise ValueError(f"no data from Kaggle ({reason}): give --csv FILE or --source sample")
         print(f"warning: no data from Kaggle ({reason}): using the generated sample", file=sys.stderr)
