@@ -1865,9 +1865,8 @@ def jvp(f: Callable, args: tuple, tangents: tuple) -> tuple[Any, Any]:
 
     def back(us):
         total = _as_tensor(sum([np.sum(out * u) for out, u in zip(_leaves(call.out), _leaves(us), strict=True)]) * 1.0)
-        return sum(
-            [np.sum(g * t) for g, t in zip(call.gradients(total._node, _wrap(1.0, None), True), tangents, strict=True)]
-        )
+        gradients = call.gradients(total._node, _wrap(1.0, None), True)
+        return sum([np.sum(g * t) for g, t in zip(gradients, tangents, strict=True)])
 
     moved = grad(back)(_map(lambda out: np.zeros_like(out._value) * 1.0, call.out))
     is_open = any(t.requires_grad for t in tangents)
