@@ -2157,6 +2157,17 @@ def imported(source: str) -> Any:
     return module
 
 
+@pytest.fixture(scope="module")
+def heart() -> Any:
+    return imported(up_to("NumPy's functions"))
+
+
+@pytest.fixture
+def another_engine() -> Any:
+    """The file once more, for a test that replaces rules of NumPy's functions."""
+    return imported(SOURCE)
+
+
 def lines_of_code(source: str) -> int:
     """As many as are no blank lines, comments or docstrings."""
     skipped: set[int] = set()
@@ -2186,16 +2197,14 @@ def test_what_stands_above_a_section_names_nothing_of_it(section):
     assert unknown(symtable.symtable(up_to(section), "above", "exec")) == set()
 
 
-def test_heart_alone_does_the_example_of_micrograd():
-    heart = imported(up_to("NumPy's functions"))
+def test_heart_alone_does_the_example_of_micrograd(heart):
     a, b = heart.Tensor(-4.0, requires_grad=True), heart.Tensor(2.0, requires_grad=True)
     c, d = a + b, a * b + b**3
     c += c + 1
     c += 1 + c + (-a)
     d += d * 2 + (b + a).relu()
     d += 3 * d + (b - a).relu()
-    e = c - d
-    f = e**2
+    f = (c - d) ** 2
     g = f / 2.0
     g += 10.0 / f
     g.backward()
@@ -2203,50 +2212,33 @@ def test_heart_alone_does_the_example_of_micrograd():
     assert (f"{g.item():.4f}", f"{a.grad:.4f}", f"{b.grad:.4f}") == ("24.7041", "138.8338", "645.5773")
 
 
-def test_heart_alone_does_the_scalar_job():
-    heart = imported(up_to("NumPy's functions"))
-    w, b = heart.Tensor(0.0, requires_grad=True), heart.Tensor(0.0, requires_grad=True)
-    optimizer = heart.SGD([w, b], lr=0.1, momentum=0.5)
-    for x in np.random.default_rng(0).uniform(-2, 2, 500):
-        loss = (w * x + b - (x - 1)) ** 2
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert (w.item(), b.item()) == pytest.approx((1.0, -1.0), abs=1e-6)
-    with heart.no_grad():
-        assert not (w * 2).requires_grad
-
-
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_heart_alone_does_the_tensor_job(dtype):
-    heart = imported(up_to("NumPy's functions"))
+def test_heart_alone_does_the_tensor_job(dtype, heart):
     rng = np.random.default_rng(0)
-    X, start = rng.normal(size=(50, 3)).astype(dtype), rng.normal(size=(3, 4)).astype(dtype)
+    X, W = rng.normal(size=(50, 3)).astype(dtype), rng.normal(size=(3, 4)).astype(dtype)
     y = np.sin(X[:, :1])
     found = []
     for engine in (heart, tinygrad_lite):
-        W, b = engine.Tensor(start, requires_grad=True), engine.Tensor(np.zeros(4, dtype), requires_grad=True)
-        V, c = engine.Tensor(start[:1].T, requires_grad=True), engine.Tensor(dtype(0), requires_grad=True)
-        optimizer = engine.SGD([W, b, V, c], lr=0.1, momentum=0.9)
-        losses = []
+        starts = W, np.zeros(4, dtype), W[:1].T, dtype(0)
+        W1, b1, W2, b2 = params = [engine.Tensor(start, requires_grad=True) for start in starts]
+        optimizer, losses = engine.SGD(params, lr=0.1, momentum=0.9), []
         for _ in range(100):
             optimizer.zero_grad()
-            loss = ((np.tanh(X @ W + b) @ V + c - y) ** 2).mean()
+            loss = ((np.tanh(X @ W1 + b1) @ W2 + b2 - y) ** 2).mean()
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
         assert losses[-1] < losses[0] / 10
-        found.append([losses[-1], *[p.data for p in (W, b, V, c)]])
-        assert {p.dtype for p in (W, b, V, c)} == {np.dtype(dtype)}
-    h = np.tanh(X @ found[0][1] + found[0][2])
-    assert found[0][0] > ((h @ found[0][3] + found[0][4] - y) ** 2).mean()  # of the step after
+        assert {p.dtype for p in params} == {np.dtype(dtype)}
+        found.append([losses[-1], *[p.data for p in params]])
     for p, q in zip(*found, strict=True):
         np.testing.assert_array_equal(p, q)
+    with heart.no_grad():
+        assert not (heart.Tensor(1.0, requires_grad=True) * 2).requires_grad
 
 
 def test_without_jit_all_else_works():
-    cut = imported(up_to("jit"))
-    x = np.array([0.5, -1.0, 2.0])
+    cut, x = imported(up_to("jit")), np.array([0.5, -1.0, 2.0])
 
     def f(x: Any) -> Any:
         return np.sum(np.sin(x) * np.sort(x) ** 2) + np.linalg.norm(np.concatenate([x, x[:1]]))
@@ -2263,8 +2255,7 @@ def test_without_jit_all_else_works():
 
 
 def test_the_files_keep_to_their_budgets_of_lines():
-    heart = lines_of_code(up_to("NumPy's functions")) - lines_of_code(up_to("Recording"))
-    assert heart <= 400
+    assert lines_of_code(up_to("NumPy's functions")) - lines_of_code(up_to("Recording")) <= 400
     assert lines_of_code(SOURCE) <= 1450
     for script, most in (("train_linear", 130), ("train_gender", 150)):
         text = (HERE / f"{script}.py").read_text()
@@ -2275,37 +2266,30 @@ def test_the_files_keep_to_their_budgets_of_lines():
 # --- The engine -------------------------------------------------------------------------------------------------------
 
 
-def test_diamond_and_reused_node():
-    x = leaf(3.0)
-    y = x * x
-    z = y * x + y
-    (z * z + z + y).backward()
-    expected = autograd.grad(lambda x: (x**3 + x**2) ** 2 + (x**3 + x**2) + x**2)(3.0)
-    assert x.grad == pytest.approx(expected, rel=1e-14)
+def in_threads(work: Any, count: int) -> None:
+    """Call work(0), work(1) and so on at the same time, and wait for all."""
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+@pytest.fixture
+def no_collector() -> Any:
+    """What goes then goes by reference count alone."""
+    gc.disable()
+    yield
+    gc.enable()
 
 
 def test_second_backward_accumulates_on_leaves_only():
     x = leaf(2.0)
     y = x * x
     z = y * y
-    z.backward()
-    assert x.grad == 32.0
-    z.backward()
-    assert x.grad == 64.0
-    assert y.grad is None
-    y.backward()
-    assert x.grad == 68.0
-
-
-def test_backward_twice_after_zero_grad_gives_the_same():
-    x = leaf([1.0, 2.0])
-    loss = (np.tanh(x) * x).sum()
-    loss.backward()
-    first = x.grad
-    SGD([x], lr=0.1).zero_grad()
-    assert x.grad is None
-    loss.backward()
-    np.testing.assert_array_equal(x.grad, first)
+    for result, expected in ((z, 32.0), (z, 64.0), (y, 68.0)):
+        result.backward()
+        assert (x.grad, y.grad) == (expected, None)
 
 
 def test_optimizer_step_between_forward_and_backward_changes_no_gradient():
@@ -2316,62 +2300,38 @@ def test_optimizer_step_between_forward_and_backward_changes_no_gradient():
     optimizer = SGD([w, b], lr=0.5)
     optimizer.step()
     optimizer.zero_grad()
+    assert (w.grad, b.grad) == (None, None)
     loss.backward()
     np.testing.assert_array_equal(w.grad, before[0])
     np.testing.assert_array_equal(b.grad, before[1])
     np.testing.assert_array_equal(w.data, [2 - 0.5 * 4, 3 - 0.5 * 6])
 
 
-def test_backward_from_a_leaf_gives_one():
-    x = leaf(5.0)
-    x.backward()
-    assert x.grad == 1.0
-
-
-def test_chain_of_a_million_nodes():
+def test_a_chain_of_very_many_operations_needs_no_recursion():
     x = leaf(1.0)
     y = x
-    for _ in range(1_000_000):
-        y = y * 1.000001
+    for _ in range(200_000):
+        y = y * 1.00001
     y.backward()
-    assert x.grad == pytest.approx(1.000001**1_000_000, rel=1e-9)
+    assert x.grad == pytest.approx(1.00001**200_000, rel=1e-9)
     del y  # freeing the chain must not recurse either
 
 
-def test_wide_graph_of_many_branches():
-    x = leaf(2.0)
-    total = x * 0
-    for i in range(10_000):
-        total = total + x * i
-    total.backward()
-    assert x.grad == sum(range(10_000))
+def test_graph_is_freed_without_the_garbage_collector(no_collector):
+    w = leaf(np.ones(3))
+    y = np.exp(w * 2)
+    loss = (y * y).sum()
+    loss.backward()
+    references = [weakref.ref(x) for x in (y.data, y, loss)]
+    del y, loss
+    assert [reference() for reference in references] == [None] * 3
 
 
-def test_graph_is_freed_without_the_garbage_collector():
-    gc.disable()
-    try:
-        w = leaf(np.ones(3))
-        y = np.exp(w * 2)
-        value = weakref.ref(y.data)
-        loss = (y * y).sum()
-        loss.backward()
-        tensors = [weakref.ref(y), weakref.ref(loss)]
-        del y, loss
-        assert value() is None
-        assert all(ref() is None for ref in tensors)
-    finally:
-        gc.enable()
-
-
-def test_gradients_of_functions_of_large_arrays():
+def test_derivatives_of_functions_of_large_arrays():
     x, v = np.linspace(-1, 1, 20_000), np.cos(np.arange(20_000.0))
-    np.testing.assert_allclose(grad(lambda x: (x**3).sum())(x), 3 * x**2, rtol=1e-12)
     np.testing.assert_allclose(grad(lambda x: grad(lambda x: (x**3).sum())(x) @ v)(x), 6 * x * v, rtol=1e-12)
     np.testing.assert_allclose(jvp(lambda x: (x**3).sum(), (x,), (v,))[1], 3 * x**2 @ v, rtol=1e-12)
     np.testing.assert_allclose(jacobian(lambda x: np.stack([x.sum(), x @ v]))(x), [np.ones(20_000), v])
-    both = value_and_grad(lambda p: (p["x"] * p["y"]).sum())({"x": x, "y": v})
-    np.testing.assert_array_equal(both[1]["x"], v)
-    np.testing.assert_array_equal(grad(lambda x: 3.0)(x), np.zeros(20_000))
 
 
 @pytest.mark.parametrize("read", ["g * _x", "g * len(_x)", "g * _x[0]", "g * _x.sum()", "g * np.sum(_x)", "[*_x]"])
@@ -2382,36 +2342,17 @@ def test_rule_that_reads_what_it_says_it_does_not_is_an_error_and_no_wrong_gradi
         out.sum().backward()
 
 
-def test_any_number_of_arrays_is_joined_by_one_rule():
-    table = len(tinygrad_lite._table)
-    for n in range(1, 200):
-        np.stack([leaf(1.0)] * n)
-    with forgetful():
-        np.stack([leaf(1.0)] * 300).sum().backward()
-    assert len(tinygrad_lite._table) == table
+def test_joining_ever_more_arrays_leaves_nothing_behind():
+    def join(counts: Any) -> None:
+        with forgetful():
+            for n in counts:
+                np.stack([leaf(1.0)] * n).sum().backward()
 
-
-def test_threads_that_join_ever_more_arrays_lose_no_gradient():
-    wrong = []
-
-    def work() -> None:
-        for n in (2, 12, 3, 25, 4):
-            leaves = [leaf(np.ones(20_000)) for _ in range(n)]
-            np.concatenate(leaves).sum().backward()
-            np.einsum(",".join(["i"] * n) + "->", *leaves).backward()
-            wrong.extend([t for t in leaves if t.grad is None or (t.grad != 2.0).any()])
-
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        threads = [threading.Thread(target=work) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(before)
-    assert wrong == []
+    join(range(1, 20))
+    with traced_memory():
+        join(range(20, 150))
+        gc.collect()
+        assert tracemalloc.get_traced_memory()[0] < 100_000  # a row for each number would take twice as much
 
 
 def test_large_arrays_that_no_rule_reads_are_not_kept():
@@ -2436,37 +2377,33 @@ def test_gradients_of_elements_add_up_in_one_array_however_often_an_array_is_ind
         pairs = [(x[i] * weights[i], x[i, 1:3] * x[[i, i], 0]) for i in range(60)]
         return sum([np.sum(a) + np.sum(b) for a, b in pairs]) + np.sum(x * x)
 
+    def of_products(x: Any) -> Any:
+        out = 2 * x
+        out[:, 0] += x[:, 1:3].sum(1)
+        out[:, 1:3] += x[:, :1]
+        return out
+
     gradient = grad(f)(x)
     assert made == [(60, 5)]
-    expected = weights + 2 * x
-    expected[:, 0] += x[:, 1:3].sum(1)
-    expected[:, 1:3] += x[:, :1]
-    np.testing.assert_allclose(gradient, expected, rtol=1e-13)
+    np.testing.assert_allclose(gradient, weights + of_products(x), rtol=1e-13)
     with forgetful():  # and what is recorded for a second time has the same to say
-        np.testing.assert_allclose(grad(lambda x: np.sum(grad(f)(x) * weights))(x), second_by_hand(weights), rtol=1e-12)
-
-
-def second_by_hand(v: Any) -> Any:
-    out = 2 * v
-    out[:, 0] += v[:, 1:3].sum(1)
-    out[:, 1:3] += v[:, :1]
-    return out
+        second = grad(lambda x: np.sum(grad(f)(x) * weights))(x)
+    np.testing.assert_allclose(second, of_products(weights), rtol=1e-12)
 
 
 def test_gradients_of_elements_and_of_whole_arrays_add_up_in_either_order_and_over_calls():
     x, lazy = np.random.default_rng(0).normal(size=(3, 4)), da.ones((3, 4), chunks=2) * 3
+    row = np.array([[0.0], [2.0], [0.0]])
     t = leaf(x)
     for f in (lambda t: np.sum(t[1] * 2) + np.sum(t * t), lambda t: np.sum(t * t) + np.sum(t[1] * 2)):
         t.grad = None
         for times in (1, 2):
             f(t).backward()
-            expected = 2 * x
-            expected[1] += 2
-            np.testing.assert_allclose(t.grad, times * expected)
+            np.testing.assert_allclose(t.grad, times * (2 * x + row))
     for f in (lambda t: np.sum(t[1] * 2) + np.sum(t * lazy), lambda t: np.sum(t * lazy) + np.sum(t[1] * 2)):
         with nothing_is_fetched():
             gradient = grad(f)(x)
-        np.testing.assert_array_equal(gradient, [[3.0] * 4, [5.0] * 4, [3.0] * 4])
+        np.testing.assert_array_equal(gradient, np.full((3, 4), 3.0) + row)
 
 
 def test_gradients_that_are_views_of_what_nobody_else_has_are_not_copied_and_others_are():
@@ -2487,16 +2424,17 @@ def test_gradients_shared_by_two_leaves_are_arrays_of_their_own():
     x.grad += 5
     np.testing.assert_array_equal(y.grad, [1.0, 1.0])
     np.testing.assert_array_equal(g, [1.0, 1.0])
-    s = leaf(np.zeros((2, 3)))
+    s, z = leaf(np.zeros((2, 3))), leaf(5.0)
     s.sum().backward()
-    assert s.grad.flags.writeable
     s.grad[0, 0] = 7.0
     np.testing.assert_array_equal(s.grad, [[7, 1, 1], [1, 1, 1]])
-    z = leaf(1.0)
     z.backward()
+    assert (type(z.grad), z.grad) == (np.ndarray, 1.0)
     z.grad[...] = 3.0
     assert z.grad == 3.0
-    assert isinstance(z.grad, np.ndarray)
+    x.grad = y.grad = None
+    (x + y).backward(np.ones(2), create_graph=True)
+    assert not np.shares_memory(x.grad.data, y.grad.data)
 
 
 def test_gradients_are_arrays_of_their_own_whatever_a_rule_returns():
@@ -2515,6 +2453,17 @@ def test_gradients_are_arrays_of_their_own_whatever_a_rule_returns():
         np.testing.assert_array_equal([kept, half], [[3.0, 4.0], [3.0, 4.0]])
 
 
+def test_gradients_that_nobody_else_holds_are_not_copied():
+    x, result = leaf(np.ones(100_000)), []
+
+    def rule(g, out, x):
+        result.append(id(array := g * 3.0))
+        return array
+
+    defvjp(lambda x: 3 * x, rule)(x).backward(np.ones(100_000))
+    assert [id(x.grad)] == result
+
+
 def test_a_rule_that_does_not_tell_its_parameters_keeps_all_it_may_read():
     class Rule:  # as functions in C may be
         @property
@@ -2527,17 +2476,6 @@ def test_a_rule_that_does_not_tell_its_parameters_keeps_all_it_may_read():
     square, x = defvjp(lambda x: x * x, Rule()), leaf(np.full(100_000, 3.0))
     square(x).backward(np.ones(100_000))
     np.testing.assert_array_equal(x.grad, np.full(100_000, 6.0))
-
-
-def test_gradients_that_nobody_else_holds_are_not_copied():
-    x, result = leaf(np.ones(100_000)), []
-
-    def rule(g, out, x):
-        result.append(id(array := g * 3.0))
-        return array
-
-    defvjp(lambda x: 3 * x, rule)(x).backward(np.ones(100_000))
-    assert [id(x.grad)] == result
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (3,), (1, 1), (2, 1), (1, 3), (2, 3), (1, 1, 1)])
@@ -2564,32 +2502,52 @@ def test_a_gradient_that_is_one_number_counts_all_that_broadcasting_made_of_an_a
     np.testing.assert_allclose(y, np.full(shape, 3 * times * weight(out)), rtol=1e-14)
 
 
-def test_rules_of_ones_own_get_gradients_of_the_results_shape_and_may_not_return_smaller_ones():
-    shapes = []
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("after", [
+    lambda t: (t * 2).sum(),
+    lambda t: t.mean() * 3,
+    lambda t: (t + 1).sum(0).mean(),
+    lambda t: t.T.sum(),
+    lambda t: (np.transpose(t) * np.arange(6.0).reshape(3, 2)).sum(),
+    lambda t: (t[:, ::-1] * np.arange(6.0).reshape(2, 3)).sum(),
+    lambda t: defvjp(lambda x: x.sum(), lambda g, out, x: np.broadcast_to(g, x.shape))(t),
+    lambda t: defvjp(lambda x: x.sum(0), lambda g, out, x: np.broadcast_to(g, x.shape))(t)[0],
+], ids=range(8))  # fmt: skip
+def test_rules_of_ones_own_get_arrays_as_like_new_whatever_the_rule_after_them_made(after, dtype):
+    seen = []
 
     def rule(g, out, x):
-        shapes.append((g.shape, out.shape, np.shape(g * out)))
+        seen.append((g.flags.c_contiguous, g.flags.writeable, g.shape, out.shape, g.dtype, all(g.strides)))
+        memoryview(g.astype(float) if dtype == np.float16 else g).cast("B")[0]
         return g * 2
 
-    twice = defvjp(lambda x: 2 * x, rule)
-    for after in (lambda t: t.sum(), lambda t: t.mean() * 3, lambda t: (t + 1).sum(0).mean()):
-        after(twice(leaf(np.ones((2, 3))))).backward()
-    assert set(shapes) == {((2, 3), (2, 3), (2, 3))}
-    scalar = defvjp(lambda x: 2 * x, lambda g, out, x: g.sum())
-    with pytest.raises(ValueError, match=re.escape("returned shape () for an argument of (2, 3)")):
-        scalar(leaf(np.ones((2, 3)))).sum().backward()
+    twice, plain = defvjp(lambda x: 2 * x, rule), np.arange(6.0).reshape(2, 3).astype(dtype)
+    x, y = leaf(plain, dtype), leaf(plain, dtype)
+    after(twice(x)).backward()
+    after(y * 2).backward()
+    np.testing.assert_array_equal(x.grad, y.grad)
+    assert seen == [(True, True, (2, 3), (2, 3), dtype, True)]
+    inlined = defvjp(lambda x: 2 * x, lambda g, out, x: g * 2)
+    np.testing.assert_array_equal(jit(grad(lambda x: after(inlined(x))))(plain), y.grad)
 
 
-def test_a_rule_that_replaces_one_of_numpys_gets_whole_gradients_too():
-    before, shapes = tinygrad_lite._table[np.sinh].vjps, []
-    try:
-        defvjp(np.sinh, lambda g, out, x: shapes.append(g.shape) or g * np.cosh(x))
-        x = leaf(np.zeros((2, 3)))
-        np.sinh(x).sum().backward()
-        np.testing.assert_array_equal(x.grad, np.ones((2, 3)))
-        assert shapes == [(2, 3)]
-    finally:
-        defvjp(np.sinh, *before)
+def test_a_gradient_given_from_outside_may_lie_anyhow_in_memory():
+    flags = []
+    twice = defvjp(lambda x: 2 * x, lambda g, out, x: flags.append(g.flags.carray) or g * 2)
+    for gradient in (np.broadcast_to(1.0, (2, 3)), np.ones((3, 2)).T, np.ones((4, 6))[::2, ::2]):
+        x = leaf(np.ones((2, 3)))
+        twice(x).backward(gradient)
+        np.testing.assert_array_equal(x.grad, np.full((2, 3), 2.0))
+    assert flags == [True] * 3
+
+
+@pytest.mark.parametrize(
+    ("shape", "returned"), [((0, 3), (0, 5)), ((0, 5), (0, 3)), ((0, 0, 3), (0, 2, 3)), ((3,), ()), ((2, 3), ())]
+)
+def test_a_rule_that_returns_another_shape_is_an_error_also_where_there_are_no_elements(shape, returned):
+    wrong = defvjp(lambda x: x * 2, lambda g, out, x: np.zeros(returned))
+    with pytest.raises(ValueError, match=re.escape(f"returned shape {returned} for an argument of {shape}")):
+        wrong(leaf(np.zeros(shape))).sum().backward()
 
 
 def test_operators_refuse_arrays_that_are_not_of_real_numbers():
@@ -2604,14 +2562,21 @@ def test_operators_refuse_arrays_that_are_not_of_real_numbers():
             x == array  # noqa: B015
 
 
-def test_a_function_with_a_rule_that_fails_is_called_once():
+class OwnError(ValueError):
+    """An error of a program that uses the engine, which is not made of one text."""
+
+    def __init__(self, number: int, text: str):
+        super().__init__(f"{text} {number}")
+
+
+def test_a_function_with_a_rule_that_fails_is_called_once_and_errors_of_a_programs_own_stay_what_they_are():
     calls = []
 
-    def fails(x):
+    def fails(x, error=ValueError("no")):  # noqa: B008
         calls.append(x)
-        raise ValueError("no")
+        raise error
 
-    function = defvjp(fails, lambda g, out, x: g)
+    function = defvjp(fails, lambda g, out, x, error=None: g)
     for arguments, options in (((leaf([1.0, 2.0]),), {}), (([1.0], leaf(2.0)), {}), ((leaf([1.0]),), {"y": 1})):
         calls.clear()
         with pytest.raises((ValueError, TypeError)):
@@ -2619,18 +2584,8 @@ def test_a_function_with_a_rule_that_fails_is_called_once():
         assert len(calls) <= 1
     with pytest.raises(ValueError, match=re.escape("fails of shapes (2,): no")):
         function(leaf([1.0, 2.0]))
-
-    class OwnError(ValueError):
-        pass
-
-    def fails_in_its_own_way(x):
-        raise OwnError("mine")
-
-    with pytest.raises(OwnError, match=r"^mine$"):
-        defvjp(fails_in_its_own_way, lambda g, out, x: g)(leaf([1.0, 2.0]))
-    for operate in (operator.add, operator.mul):
-        with pytest.raises(TypeError, match="unsupported operand"):
-            operate(object(), leaf(1.0))
+    with pytest.raises(OwnError, match=r"^no 3$"):
+        function(leaf([1.0, 2.0]), error=OwnError(3, "no"))
 
 
 def test_an_optimizer_takes_gradients_that_can_be_differentiated():
@@ -2653,107 +2608,71 @@ def test_second_derivatives_through_arrays_of_nothing_are_zero():
     assert w.grad == 0.0
 
 
-@pytest.mark.parametrize(
-    ("shape", "returned"), [((0, 3), (0, 5)), ((0, 5), (0, 3)), ((0, 0, 3), (0, 2, 3)), ((3,), ())]
-)
-def test_a_rule_that_returns_another_shape_is_an_error_also_where_there_are_no_elements(shape, returned):
-    wrong = defvjp(lambda x: x * 2, lambda g, out, x: np.zeros(returned))
-    with pytest.raises(ValueError, match=re.escape(f"returned shape {returned} for an argument of {shape}")):
-        wrong(leaf(np.zeros(shape))).sum().backward()
-
-
-def test_third_derivatives_of_a_square_are_zero_by_backward_too():
-    x = leaf(3.0)
-    y = x**2
-    for expected in (6.0, 2.0, 0.0):
-        x.grad = None
-        y.backward(create_graph=True)
-        y = x.grad
-        assert y.item() == expected
+def fails(*_: Any) -> Any:
+    raise RuntimeError("no")
 
 
 def test_no_computation_for_constants():
-    calls = []
-    double = defvjp(
-        lambda x, y: x + y,
-        lambda g, out, x, y: calls.append("x") or g,
-        lambda g, out, x, y: calls.append("y") or g,
-    )
-    x = leaf(1.0)
-    double(x, 2.0).backward()
-    double(x, Tensor(2.0)).backward()
-    assert calls == ["x", "x"]
+    add, x = defvjp(lambda x, y: x + y, lambda g, out, x, y: g, fails), leaf(1.0)
+    add(x, 2.0).backward()
+    add(x, Tensor(2.0)).backward()
+    assert x.grad == 2.0
     assert not (Tensor(1.0) * 2).requires_grad
 
 
-def test_no_grad_is_for_one_thread_and_nests():
-    x = leaf(1.0)
-    inside, leave, seen = threading.Event(), threading.Event(), []
-
-    def other() -> None:
-        with no_grad():
-            seen.append((x * 2).requires_grad)
-            inside.set()
-            leave.wait(10)
-        seen.append((x * 2).requires_grad)
-
-    thread = threading.Thread(target=other)
-    thread.start()
-    assert inside.wait(10)
-    assert (x * 2).requires_grad
-    leave.set()
-    thread.join(10)
-    assert seen == [False, True]
+def test_no_grad_is_for_one_thread_nests_ends_and_decorates():
+    x, elsewhere = leaf(1.0), []
     with no_grad():
+        in_threads(lambda _: elsewhere.append((x * 2).requires_grad), 1)
         with no_grad():
             pass
-        assert not (x * 2).requires_grad
-        assert not np.exp(x).requires_grad
-        assert Tensor(1.0, requires_grad=True).requires_grad
-    assert (x * 2).requires_grad
+        assert [t.requires_grad for t in (x * 2, np.exp(x), leaf(1.0))] == [False, False, True]
+    assert elsewhere == [True]
     with pytest.raises(KeyError), no_grad():
         raise KeyError
-    assert (x * 2).requires_grad
+    double = no_grad()(lambda t: t * 2)
+    assert [double(x).requires_grad, double(x).requires_grad, (x * 2).requires_grad] == [False, False, True]
 
 
-def test_no_grad_decorates_functions():
-    @no_grad()
-    def f(t: Tensor) -> Tensor:
-        return t * 2
-
-    assert not f(leaf(1.0)).requires_grad
-    assert not f(leaf(1.0)).requires_grad
-    assert (leaf(1.0) * 2).requires_grad
-
-
-def test_threads_build_and_differentiate_graphs_of_their_own():
-    results = {}
+def test_threads_differentiate_functions_and_join_ever_more_arrays_at_the_same_time():
+    results, before = {}, sys.getswitchinterval()
 
     def work(n: int) -> None:
-        x = leaf(float(n))
-        for _ in range(300):
-            x.grad = None
-            (x * x * x + x).backward()
-        results[n] = x.grad.item()
+        second = [grad(grad(lambda x: x**4 * n))(float(k)).item() for k in range(50)]
+        sums = []
+        for count in (2, 12, 3, 25, 4):
+            leaves = [leaf(np.ones(20_000)) for _ in range(count)]
+            np.concatenate(leaves).sum().backward()
+            np.einsum(",".join(["i"] * count) + "->", *leaves).backward()
+            sums.append(sum([t.grad.sum() for t in leaves]))
+        results[n] = second, sums
 
-    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert results == {n: 3.0 * n * n + 1 for n in range(4)}
+    sys.setswitchinterval(1e-6)
+    try:
+        in_threads(work, 4)
+    finally:
+        sys.setswitchinterval(before)
+    expected = [40_000 * count for count in (2, 12, 3, 25, 4)]
+    assert results == {n: ([12.0 * k * k * n for k in range(50)], expected) for n in range(4)}
 
 
-def test_create_graph_gives_derivatives_of_any_order():
+def test_threads_that_come_to_the_same_leaf_lose_nothing():
+    x = leaf(np.ones(1000))
+    losses = [(x * i).sum() for i in range(200)]
+    in_threads(lambda k: [loss.backward() for loss in losses[k::8]], 8)
+    np.testing.assert_array_equal(x.grad, np.full(1000, sum(range(200))))
+
+
+@pytest.mark.parametrize(("f", "orders"), [(lambda x, xp: xp.sin(x) * x**4, 4), (lambda x, xp: x**2, 3)])
+def test_create_graph_gives_derivatives_of_any_order(f, orders):
     x = leaf(2.0)
-    y = np.sin(x) * x**4
-    expected = lambda x: anp.sin(x) * x**4  # noqa: E731
-    for _ in range(4):
+    y, expected = f(x, np), lambda x: f(x, anp)
+    for _ in range(orders):
         y.backward(create_graph=True)
         y, x.grad = x.grad, None
         expected = autograd.grad(expected)
         assert isinstance(y, Tensor)
-        assert y.item() == pytest.approx(expected(2.0), rel=1e-12)
+        assert y.item() == pytest.approx(expected(2.0), rel=1e-12, abs=0)
 
 
 def test_create_graph_uses_the_values_that_forward_saw():
@@ -2767,22 +2686,40 @@ def test_create_graph_uses_the_values_that_forward_saw():
     assert x.grad == 18.0
 
 
-def test_an_error_in_backward_leaves_all_gradients_as_they_were():
-    def fails(g: Any, out: Any, x: Any) -> Any:
-        raise RuntimeError("no")
+def test_backward_with_create_graph_takes_a_tensor_as_gradient_and_records_within_no_grad():
+    x, u = leaf([1.0, 2.0]), leaf([1.0, 1.0])
+    (x**3).backward(u, create_graph=True)
+    (x.grad @ np.array([1.0, 10.0])).backward()
+    np.testing.assert_array_equal(u.grad, [3.0, 120.0])
+    x, u = leaf(2.0), leaf(3.0)
+    y = x**3
+    with no_grad():
+        y.backward(u, create_graph=True)
+    x.grad, g = None, x.grad
+    g.backward()
+    assert (x.grad, u.grad) == (36.0, 12.0)
 
-    broken = defvjp(lambda x: x + 0, fails)
+
+def test_an_error_in_backward_leaves_all_gradients_as_they_were():
     x, y = leaf(1.0), leaf(1.0)
-    z = broken(x * 1) + y
+    z = defvjp(lambda x: x + 0, fails)(x * 1) + y
     with pytest.raises(RuntimeError):
         z.backward()
-    assert x.grad is None
-    assert y.grad is None
+    assert (x.grad, y.grad) == (None, None)
 
 
 # --- Cost -------------------------------------------------------------------------------------------------------------
 # What the speed of eager code hangs on, in counts that are the same on every machine: calls of Python functions in
 # this file, and arrays that are made. benchmarks/peers.py takes the time.
+
+
+@contextlib.contextmanager
+def profiled(note: Any) -> Any:
+    sys.setprofile(note)
+    try:
+        yield
+    finally:
+        sys.setprofile(None)
 
 
 def engine_calls(step: Any) -> int:
@@ -2794,47 +2731,10 @@ def engine_calls(step: Any) -> int:
             calls.append(frame.f_code.co_name)
 
     step()
-    sys.setprofile(note)
-    try:
+    with profiled(note):
         step()
-    finally:
-        sys.setprofile(None)
     # Up to Python 3.11 comprehensions are functions of their own.
     return len([name for name in calls if not name.startswith("<list") and not name.startswith("<gen")])
-
-
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_joined_arrays_get_back_their_own_stretches_along_every_axis(dtype):
-    """Which np.split and np.take find too; beside constants, under jit, and from a gradient that is differentiated."""
-    rng = np.random.default_rng(0)
-    for name, axis in itertools.product(["stack", "concatenate"], [*range(-3, 3), np.int64(1)]):
-        shape = [2, 3] if name == "stack" else [2, 3, 2]
-        lengths = [1, 1, 1, 1] if name == "stack" else [2, 0, 3, 1]
-        parts = []
-        for length in lengths:
-            if name == "concatenate":
-                shape[axis] = length
-            parts.append(rng.integers(-4, 4, shape).astype(dtype))
-        join, constant = getattr(np, name), parts[2]
-        out = join(parts, axis)
-        weights = rng.integers(-4, 4, out.shape).astype(dtype)
-        expected = np.split(weights, np.cumsum(lengths)[:-1], axis)
-        expected = [w.reshape(x.shape) for w, x in zip(expected, parts, strict=True)]
-
-        def loss(a, b, d, power=1, join=join, axis=axis, weights=weights, constant=constant):
-            return np.sum(weights * join([a, b, constant, d], axis) ** power)
-
-        def squared(*given, loss=loss):
-            return sum([np.sum(g * g) for g in grad(loss, (0, 1, 2))(*given, 2)])
-
-        del parts[2], expected[2]
-        for way in (lambda f: f), jit:
-            for g, w in zip(way(grad(loss, (0, 1, 2)))(*parts), expected, strict=True):
-                np.testing.assert_array_equal(g, w)
-                assert g.dtype == dtype
-            for g, w, x in zip(way(grad(squared, (0, 1, 2)))(*parts), expected, parts, strict=True):
-                np.testing.assert_array_equal(g, 8 * w * w * x)  # of the sum of (2 w x)**2
-                assert g.dtype == dtype
 
 
 def engine_steps(run: Any) -> int:
@@ -2918,33 +2818,50 @@ def test_each_of_many_costs_what_each_of_few_costs(what):
 
 def test_jit_asks_python_for_the_variables_once_a_call_of_numpy(monkeypatch):
     """As Python makes a dict of them all whenever it is asked, in functions of many."""
-    frames, asked = [], []
+    asked, frame_of = [], sys._getframe
 
     class Frame:
         def __init__(self, frame: Any):
-            frames.append(frame)
-            self.f_code, self.f_globals, self._locals = frame.f_code, frame.f_globals, frame.f_locals
+            self.frame = frame
 
-        @property
-        def f_locals(self) -> Any:
-            asked.append(self)
-            return self._locals
+        def __getattr__(self, name: str) -> Any:
+            asked.append(name)
+            found = getattr(self.frame, name)
+            return Frame(found) if name == "f_back" and found else found
 
     def many(x: Any) -> Any:
         a = np.sin(x)
         b = np.cos(a)
-        c = np.tan(b)
-        return np.exp(c) * b + a
+        return np.exp(b) - a
 
-    def caller() -> Frame:
-        frame: Any = sys._getframe(1)
-        while frame.f_code.co_filename != __file__:
-            frame = frame.f_back
-        return Frame(frame)
-
-    monkeypatch.setattr(tinygrad_lite, "_caller", caller)
+    monkeypatch.setattr(sys, "_getframe", lambda depth=0: Frame(frame_of(depth + 1)))
     assert "a = np.sin(x)" in jit(many).source(np.ones(2))
-    assert 0 < len(asked) == len(frames)
+    monkeypatch.undo()
+    assert 0 < asked.count("f_locals") <= 4
+
+
+@pytest.mark.parametrize("axis", [*range(-3, 3), np.int64(1)])
+@pytest.mark.parametrize(("name", "lengths"), [("stack", [1, 1, 1, 1]), ("concatenate", [2, 0, 3, 1])])
+def test_joined_arrays_get_back_their_own_stretches_along_every_axis(name, lengths, axis):
+    axes = [2, 3] if name == "stack" else [2, 3, 2]
+    shapes = [axes if name == "stack" else [n if i == axis % 3 else m for i, m in enumerate(axes)] for n in lengths]
+    call = Own([A(*shape) for shape in shapes], axis)
+    check(name, call)
+    arrays = call.draw()
+    weights = weights_of(call.of(named(name), arrays))
+    slopes = grad(lambda *xs: total(call.of(named(name), xs), weights), (0, 1, 2, 3))
+    stretches = np.split(weights[0], np.cumsum(lengths)[:-1], axis)
+    for g, h, w in zip(slopes(*arrays), jit(slopes)(*arrays), stretches, strict=True):
+        np.testing.assert_array_equal([g, h], [w.reshape(g.shape)] * 2)
+
+
+@contextlib.contextmanager
+def traced_memory() -> Any:
+    tracemalloc.start()
+    try:
+        yield
+    finally:
+        tracemalloc.stop()
 
 
 def live_arrays() -> int:
@@ -2960,6 +2877,16 @@ def test_operations_on_numbers_and_small_arrays_take_the_quick_way(x):
         assert engine_calls(f) <= 3
 
 
+def test_numbers_are_no_arrays_until_somebody_looks():
+    with traced_memory():
+        before = live_arrays()
+        numbers = [Tensor(2.0, requires_grad=True), Tensor(np.float64(2.0))]
+        numbers += [t * t for t in numbers]
+        assert live_arrays() == before
+        assert [type(t.data) for t in numbers] == [np.ndarray] * 4
+        assert live_arrays() == before + 4
+
+
 def test_a_scalar_step_takes_few_calls_and_no_arrays():
     w, b = leaf(2.0), leaf(0.0)
     optimizer = SGD([w, b], lr=0.01)
@@ -2973,40 +2900,30 @@ def test_a_scalar_step_takes_few_calls_and_no_arrays():
         losses.append(loss)
 
     assert engine_calls(step) <= 29
-    tracemalloc.start()
-    try:
+    with traced_memory():
         before = live_arrays()
         step()
         assert live_arrays() == before
-    finally:
-        tracemalloc.stop()
     assert losses[-1].item() < losses[0].item()
 
 
 def test_a_step_of_a_network_takes_few_calls_and_no_more_arrays_than_by_hand():
     rng = np.random.default_rng(0)
     shapes = (128, 64), (64, 64), (64,), (64, 10), (10,), (128, 10)
-    X, W, b, V, c, y = [rng.normal(size=shape).astype(np.float32) for shape in shapes]
-    parameters = [leaf(x, np.float32) for x in (W, b, V, c)]
-    W, b, V, c = parameters
-    kept: list[Any] = []
+    X, *start, y = [rng.normal(size=shape).astype(np.float32) for shape in shapes]
+    W, b, V, c = parameters = [leaf(x, np.float32) for x in start]
 
-    def step():
+    def forward():
         for parameter in parameters:
             parameter.grad = None
-        loss = ((np.tanh(X @ W + b) @ V + c - y) ** 2).mean()
-        kept.append(loss)
-        loss.backward()
-        kept.pop()
+        return ((np.tanh(X @ W + b) @ V + c - y) ** 2).mean()
 
-    assert engine_calls(step) <= 80
-    step()
+    assert engine_calls(lambda: forward().backward()) <= 80
     for parameter in parameters:
         parameter.grad = None
-    tracemalloc.start()
-    try:
+    with traced_memory():
         before = live_arrays()
-        loss = ((np.tanh(X @ W + b) @ V + c - y) ** 2).mean()
+        loss = forward()
         assert live_arrays() - before == 7  # a result of each operation but the mean, which is a number
         held = tracemalloc.get_traced_memory()[0]
         tracemalloc.reset_peak()
@@ -3015,8 +2932,6 @@ def test_a_step_of_a_network_takes_few_calls_and_no_more_arrays_than_by_hand():
         hidden, gradients = 128 * 64 * 4, (64 * 64 + 64 + 64 * 10 + 10) * 4
         # By hand it is d_h, h * h, 1 - h * h, and their product.
         assert tracemalloc.get_traced_memory()[1] - held < 3 * hidden + 2 * 128 * 10 * 4 + gradients
-    finally:
-        tracemalloc.stop()
 
 
 # --- Gradients of functions -------------------------------------------------------------------------------------------
@@ -3040,19 +2955,16 @@ def test_an_argument_in_the_place_of_argnums_is_refused_at_once(derivative, wron
             derivative(wrong)  # as in PyTorch's grad(loss, w)
 
 
-def test_argnums_may_be_numpys_integers():
+@pytest.mark.parametrize("derivative", [grad, value_and_grad, jacobian, hessian])
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, np.int8])
+def test_argnums_may_be_numpys_integers(kind, derivative):
     def f(x, y):
         return (x * y**2).sum()
 
     x, y = np.array([1.0, 2.0]), np.array([3.0, 4.0])
-    for kind in (np.int64, np.uint8, np.int8):
-        for derivative in (grad, value_and_grad, jacobian, hessian):
-            for run in (lambda d: d, jit):
-                got = run(derivative(f, (kind(1), kind(0))))(x, y), run(derivative(f, kind(1)))(x, y)
-                for a, b in zip(
-                    tree_leaves(got), tree_leaves((derivative(f, (1, 0))(x, y), derivative(f, 1)(x, y))), strict=True
-                ):
-                    np.testing.assert_array_equal(a, b)
+    for argnums, plain in (((kind(1), kind(0)), (1, 0)), (kind(1), 1)):
+        for way in (lambda d: d, jit):
+            assert_alike(way(derivative(f, argnums))(x, y), derivative(f, plain)(x, y), rtol=0, atol=0)
 
 
 def test_nested_gradients_do_not_confuse_their_variables():
@@ -3090,13 +3002,10 @@ def test_derivatives_up_to_the_third_along_a_random_direction_agree_with_differe
 
 def test_integers_as_arguments_are_taken_as_float64():
     square = grad(lambda x: (x**2).sum())
-    for x in (3, np.int8(3), np.uint16(3), Tensor(3), np.array(3)):
-        assert square(x) == jit(square)(x) == 6.0
-        assert square(x).dtype == np.float64
-    for x in (np.arange(3), np.arange(3, dtype=np.uint8), Tensor([0, 1, 2])):
+    for x in (3, np.int8(3), np.uint16(3), Tensor(3), np.arange(3), np.arange(3, dtype=np.uint8), Tensor([0, 1, 2])):
+        expected = np.asarray(2.0 * np.asarray(x))
         for f in (square, jit(square)):
-            np.testing.assert_array_equal(f(x), [0.0, 2.0, 4.0])
-            assert f(x).dtype == np.float64
+            np.testing.assert_array_equal(f(x), expected, strict=True)
     gradient = grad(lambda p, y: (p["a"] * p["b"][0]).sum() + y)({"a": np.arange(3), "b": [2, np.float32(1)]}, 1)
     np.testing.assert_array_equal(gradient["a"], [2.0, 2.0, 2.0])
     assert (gradient["b"][0], gradient["b"][1].dtype) == (3.0, np.float32)
@@ -3113,23 +3022,26 @@ def test_integers_as_arguments_are_taken_as_float64():
 
 def test_grad_gives_arrays_of_its_own_with_the_arguments_shape_and_dtype():
     x = np.arange(6, dtype=np.float32).reshape(2, 3)
-    value, gradient = value_and_grad(lambda x: (x * x).sum())(x)
-    assert (type(value), value.shape, value.dtype, value) == (np.ndarray, (), np.float32, 55)
-    assert (type(gradient), gradient.dtype) == (np.ndarray, np.float32)
-    np.testing.assert_array_equal(gradient, 2 * x)
+    assert_alike(value_and_grad(lambda x: (x * x).sum())(x), (np.array(55, np.float32), 2 * x), rtol=0)
     gx, gy = grad(lambda x, y: (x + y).sum(), (0, 1))(x, x)
     gx += 1
     np.testing.assert_array_equal(gy, np.ones((2, 3)))
     assert grad(np.sum)(x).flags.writeable
-    number = grad(lambda x: x**2)(np.float64(3.0))
-    assert (type(number), number.shape, number) == (np.ndarray, (), 6.0)
-    last, first = grad(lambda x, y: x * x * y, (-1, 0))(2.0, 5.0)
-    assert (last, first) == (4.0, 20.0)
-    np.testing.assert_array_equal(grad(lambda x: 3.0)(x), np.zeros((2, 3)))
-    np.testing.assert_array_equal(grad(lambda x: Tensor(3.0))(x), np.zeros((2, 3)))
+    assert_alike(grad(lambda x: x**2)(np.float64(3.0)), np.array(6.0))
+    assert_alike(grad(lambda x, y: x * x * y, (-1, 0))(2.0, 5.0), (np.array(4.0), np.array(20.0)))
     assert grad(lambda x, scale=1.0: x * scale)(2.0, scale=3.0) == 3.0
     assert grad(lambda x: x[0])(np.array([1.0])).tolist() == [1.0]
     assert value_and_grad(lambda x: x.reshape(1, 1))(2.0)[0].shape == (1, 1)
+
+
+def test_results_that_depend_on_nothing_or_are_no_floats_have_zero_derivatives():
+    x = np.ones((2, 3))
+    for constant in (lambda x: 3.0, lambda x: Tensor(3.0), lambda x: (x > 0).all()):
+        np.testing.assert_array_equal(grad(constant)(x), np.zeros((2, 3)))
+    assert value_and_grad(lambda x: 3)(1.0) == (3, 0.0)
+    assert jacobian(lambda x: (x, 3))(1.0) == (1.0, 0.0)
+    value, tangent = jvp(lambda x: (x.sum(), np.argmax(x), 3), (np.ones(2),), (np.ones(2),))
+    assert (value, tangent) == ((2.0, 0, 3), (2.0, 0.0, 0.0))
 
 
 def test_gradients_have_the_structure_of_the_arguments():
@@ -3143,89 +3055,22 @@ def test_gradients_have_the_structure_of_the_arguments():
         (w, b), last = params["layers"]
         return (np.tanh(data @ w + b) @ last.x * last.y * params["scale"]).sum()
 
+    def of_numbers(w: Any, b: Any, x: Any, y: Any, s: Any) -> Any:
+        return loss({"layers": [(w, b), point(x, y)], "scale": s}, data)
+
     data = np.arange(4.0).reshape(2, 2)
     value, gradient = value_and_grad(loss)(params, data)
     assert value == loss(params, data)
-    (gw, gb), last = gradient["layers"]
-    assert isinstance(last, point)
-    assert isinstance(gradient["layers"][0], tuple)
-    assert [g.dtype for g in (gw, gb, last.x, last.y, gradient["scale"])] == [
-        np.float32,
-        float,
-        float,
-        float,
-        np.float32,
-    ]
-    flat = [*params["layers"][0], *params["layers"][1], params["scale"]]
-    numeric = central_differences(
-        lambda w, b, x, y, s: loss({"layers": [(w, b), point(x, y)], "scale": s}, data), flat, 1.0
-    )
-    for g, expected in zip([gw, gb, last.x, last.y, gradient["scale"]], numeric, strict=True):
-        assert g.shape == np.shape(expected)
-        np.testing.assert_allclose(g, expected, rtol=1e-4)
+    numeric = iter(central_differences(of_numbers, tree_leaves(params), 1.0))
+    expected = tree_map(lambda x: next(numeric).astype(getattr(x, "dtype", float)), params)
+    assert_alike(gradient, expected, rtol=1e-4)
+    assert [*map(type, gradient["layers"])] == [tuple, point]
     both = grad(loss, (0, 1))(params, data)
     assert both[1].shape == data.shape
     assert grad(lambda p: sum(p, 0.0))([1.0, 2.0]) == [1.0, 1.0]
     assert grad(lambda p, x: x * 2)({}, 1.0) == {}
     second = hessian(lambda p: p["a"] ** 2 * p["b"])({"a": 3.0, "b": 5.0})
     assert second == {"a": {"a": 10.0, "b": 6.0}, "b": {"a": 6.0, "b": 0.0}}
-
-
-def test_python_floats_stay_weak_and_their_arithmetic_is_numpys():
-    x = np.float32([1, 2, 3])
-    dtypes = []
-
-    def f(a: Any) -> Any:
-        results = [
-            a * x,
-            x**a,
-            -a + x,
-            abs(a) / x,
-            2 * a - x,
-            np.maximum(x, a),
-            np.multiply(a, x),
-            np.clip(x, a, 2 * a),
-        ]
-        dtypes.extend(out.dtype for out in results)
-        assert (a > 0).dtype == bool
-        assert (a.shape, a.ndim, a.size, a.dtype, type(a.item())) == ((), 0, 1, np.float64, float)
-        assert a.data.shape == a.sum().shape == ()
-        assert (a.detach() * x).dtype == np.float32
-        return sum(out.sum() for out in results)
-
-    value, gradient = value_and_grad(f)(2.5)
-    assert set(dtypes) == {np.dtype(np.float32)}
-    assert value.dtype == np.float32
-    assert gradient.dtype == np.float64
-    above, below = (value_and_grad(f)(2.5 + h)[0].item() for h in (0.02, -0.02))
-    assert gradient == pytest.approx((above - below) / 0.04, rel=1e-3)
-    assert grad(grad(lambda a: (a * a * x).sum()))(2.0) == 12.0
-    assert (np.exp(2.0) * x).dtype == value_and_grad(lambda a: (np.exp(a) * x).sum())(2.0)[0].dtype == np.float64
-    with np.errstate(all="ignore"):
-        assert value_and_grad(lambda a: 1.0 / a)(0.0)[0] == np.inf
-        assert value_and_grad(lambda a: a**400)(1e300)[0] == np.inf
-        assert np.isnan(value_and_grad(lambda a: a**0.5)(-1.0)[0])
-
-
-def test_what_depends_on_other_tensors_comes_back_as_a_tensor():
-    w = leaf(3.0)
-    value, gradient = value_and_grad(lambda x: w * x * x)(2.0)
-    assert isinstance(value, Tensor)
-    assert isinstance(gradient, Tensor)
-    (value + gradient).backward()
-    assert w.grad == 4.0 + 4.0
-    x = leaf([1.0, 2.0])
-    g = grad(lambda x: (x**3).sum())(x)
-    g.sum().backward()
-    np.testing.assert_array_equal(x.grad, [6.0, 12.0])
-    assert w.grad == 8.0
-    with no_grad():
-        assert type(grad(lambda x: w * x * x)(2.0)) is np.ndarray
-        assert type(grad(lambda x: (x**3).sum())(x)) is np.ndarray
-        assert grad(grad(lambda x: x**3))(2.0) == 12.0
-    inner = leaf(1.0)
-    assert isinstance(grad(lambda x: x * inner)(1.0), Tensor)
-    assert inner.grad is None
 
 
 def test_functions_may_change_the_structure_that_they_are_given():
@@ -3236,53 +3081,58 @@ def test_functions_may_change_the_structure_that_they_are_given():
         p["h"] = p["w"] * p["b"]
         return p["h"].sum()
 
+    params = collections.OrderedDict(w=np.ones(2), b=np.full(2, 5.0))
+    for f, w, b in ((pops, 2.0, 3.0), (adds, 5.0, 1.0)):
+        assert_alike(grad(f)(params), collections.OrderedDict(w=np.full(2, w), b=np.full(2, b)))
+    assert [*params] == ["w", "b"]
     groups = collections.defaultdict(list, w=[np.ones(2)])
     found = grad(lambda p: (p["w"][0] * 2).sum() + len(p["v"]))(groups)
-    assert type(found) is type(groups)
-    assert {key: x[0].tolist() for key, x in found.items()} == {"w": [2.0, 2.0]}
-    params = collections.OrderedDict(w=np.ones(2), b=np.full(2, 5.0))
-    g = grad(pops)(params)
-    assert type(g) is type(params)
-    assert {key: x.tolist() for key, x in g.items()} == {"w": [2.0, 2.0], "b": [3.0, 3.0]}
-    assert {key: x.tolist() for key, x in grad(adds)(params).items()} == {"w": [5.0, 5.0], "b": [1.0, 1.0]}
-    assert [*params] == ["w", "b"]
+    assert_alike(found, collections.defaultdict(list, w=[np.full(2, 2.0)]))
 
 
-def test_results_that_depend_on_nothing_or_are_no_floats_have_zero_derivatives():
-    assert value_and_grad(lambda x: 3)(1.0) == (3, 0.0)
-    assert jacobian(lambda x: (x, 3))(1.0) == (1.0, 0.0)
-    assert grad(lambda x: (x > 0).all())(np.ones(2)).tolist() == [0.0, 0.0]
-    value, tangent = jvp(lambda x: (x.sum(), np.argmax(x), 3), (np.ones(2),), (np.ones(2),))
-    assert (value, tangent) == ((2.0, 0, 3), (2.0, 0.0, 0.0))
+def test_python_floats_stay_weak_and_their_arithmetic_is_numpys():
+    x = np.float32([1, 2, 3])
+    dtypes = []
 
-
-def test_python_floats_stay_weak_within_no_grad():
     def f(a: Any) -> Any:
+        results = [a * x, x**a, -a + x, abs(a) / x, 2 * a - x, (+a) * x, (a % 2) * x, a**2 * x, a.detach() * x]
+        results += [np.maximum(x, a), np.multiply(a, x), np.clip(x, a, 2 * a)]
         with no_grad():
-            twice = a * 2
-        return (twice * np.ones(2, np.float32) * a).sum()
+            results += [y * x for y in (-a, abs(a), +a, a % 2, a**2, a * 2, -a.detach())]
+        dtypes.extend(out.dtype for out in results)
+        assert (a > 0).dtype == bool
+        assert (a.shape, a.ndim, a.size, a.dtype, type(a.item())) == ((), 0, 1, np.float64, float)
+        assert a.data.shape == a.sum().shape == ()
+        return sum(out.sum() for out in results[:8] + results[9:12])
 
-    assert value_and_grad(f)(2.0)[0].dtype == np.float32
+    value, gradient = value_and_grad(f)(2.5)
+    assert {*dtypes, value.dtype} == {np.dtype(np.float32)}
+    assert gradient.dtype == np.float64
+    above, below = (value_and_grad(f)(2.5 + h)[0].item() for h in (0.02, -0.02))
+    assert gradient == pytest.approx((above - below) / 0.04, rel=1e-3)
+    assert grad(grad(lambda a: (a * a * x).sum()))(2.0) == 12.0
+    assert grad(lambda a: (a[None] * np.ones(3)).sum() * a[()] * a[...])(2.0) == 3 * 3 * 2.0**2
+    assert (np.exp(2.0) * x).dtype == value_and_grad(lambda a: (np.exp(a) * x).sum())(2.0)[0].dtype == np.float64
+    with np.errstate(all="ignore"):
+        assert value_and_grad(lambda a: 1.0 / a)(0.0)[0] == np.inf
+        assert value_and_grad(lambda a: a**400)(1e300)[0] == np.inf
+        assert np.isnan(value_and_grad(lambda a: a**0.5)(-1.0)[0])
 
 
-def test_python_floats_stay_weak_where_nothing_is_recorded_and_can_be_indexed():
-    a = np.ones(2, np.float32)
-
-    def f(x: Any) -> Any:
-        with no_grad():
-            dtypes = [(y * a).dtype for y in (-x, abs(x), +x, x % 2, x**2)]
-        assert {*dtypes, (-x.detach() * a).dtype} == {np.dtype(np.float32)}
-        return (x[None] * np.ones(3)).sum() * x[()] * x[...]
-
-    assert grad(f)(2.0) == 3 * 3 * 2.0**2
-
-
-def test_gradients_of_functions_leave_leaves_alone():
-    w = leaf([1.0, 2.0])
-    grad(lambda x: (w * x).sum())(np.ones(2))
-    grad(lambda w: (w * w).sum())(w)
-    jacobian(lambda x: w * x)(np.ones(2))
-    assert w.grad is None
+def test_what_depends_on_other_tensors_comes_back_as_a_tensor_and_leaves_those_alone():
+    w, x = leaf(3.0), leaf([1.0, 2.0])
+    value, gradient = value_and_grad(lambda x: w * x * x)(2.0)
+    of_leaf, rows = grad(lambda x: (x**3).sum())(x), jacobian(lambda x: w * x)(np.ones(2))
+    assert {*map(type, (value, gradient, of_leaf, rows))} == {Tensor}
+    assert (w.grad, x.grad) == (None, None)
+    (value + gradient).backward()
+    of_leaf.sum().backward()
+    assert w.grad == 4.0 + 4.0
+    np.testing.assert_array_equal(x.grad, [6.0, 12.0])
+    with no_grad():
+        assert type(grad(lambda x: w * x * x)(2.0)) is np.ndarray
+        assert type(grad(lambda x: (x**3).sum())(x)) is np.ndarray
+        assert grad(grad(lambda x: x**3))(2.0) == 12.0
 
 
 def rosenbrock(x: Any) -> Any:
@@ -3293,12 +3143,10 @@ def test_jacobian_and_hessian_agree_with_second_engine():
     rng = np.random.default_rng(0)
     x, A = rng.normal(size=5), rng.normal(size=(4, 5))
     np.testing.assert_allclose(hessian(rosenbrock)(x), autograd.hessian(rosenbrock)(x), rtol=1e-12)
-    np.testing.assert_allclose(
-        jacobian(lambda x: np.tanh(A @ x))(x), (1 - np.tanh(A @ x) ** 2)[:, None] * A, rtol=1e-12
-    )
-    third = jacobian(hessian(rosenbrock))(x)
-    expected = autograd.jacobian(autograd.hessian(rosenbrock))(x)
-    np.testing.assert_allclose(third, expected, rtol=1e-10, atol=1e-10)
+    expected = autograd.jacobian(lambda x: anp.tanh(A @ x))(x)
+    np.testing.assert_allclose(jacobian(lambda x: np.tanh(A @ x))(x), expected, rtol=1e-12)
+    third = autograd.jacobian(autograd.hessian(rosenbrock))(x)
+    np.testing.assert_allclose(jacobian(hessian(rosenbrock))(x), third, rtol=1e-10, atol=1e-10)
     by_x, by_a = jacobian(lambda x, a: a @ x, (0, 1))(x, A)
     np.testing.assert_array_equal(by_x, A)
     np.testing.assert_allclose(by_a, np.eye(4)[:, :, None] * x)
@@ -3306,8 +3154,7 @@ def test_jacobian_and_hessian_agree_with_second_engine():
     assert jacobian(lambda x: x[:0])(x).shape == (0, 5)
     assert jacobian(lambda x: np.ones(3))(x).tolist() == np.zeros((3, 5)).tolist()
     pair = jacobian(lambda x: (x.sum(), {"twice": 2 * x}))(np.ones(2))
-    np.testing.assert_array_equal(pair[0], [1.0, 1.0])
-    np.testing.assert_array_equal(pair[1]["twice"], 2 * np.eye(2))
+    assert_alike(pair, (np.ones(2), {"twice": 2 * np.eye(2)}))
 
 
 @pytest.mark.parametrize(
@@ -3328,16 +3175,15 @@ def test_jvp_takes_structures_and_can_be_differentiated():
     assert (value, tangent) == (18.0, 3 * 3.0 * 2 + 9.0 + 0.5 * 3 * 2)
     assert jvp(lambda x: 5.0, (1.0,), (1.0,)) == (5.0, 0.0)
     assert grad(lambda x: jvp(lambda y: y**3, (x,), (1.0,))[1])(2.0) == 12.0
-    x = leaf(2.0)
+    product = jacobian(lambda v: jvp(grad(lambda x: (x**3).sum()), (np.ones(2),), (v,))[1])
+    np.testing.assert_array_equal(product(np.ones(2)), 6 * np.eye(2))
+    x, w = leaf(2.0), leaf(5.0)
     jvp(lambda y: y**3, (x,), (1.0,))[1].backward()
     assert x.grad == 12.0
     value, tangent = jvp(lambda y: y**3, (3.0,), (x,))
     assert isinstance(value, np.ndarray)
     tangent.backward()
     assert x.grad == 12.0 + 27.0
-    product = jacobian(lambda v: jvp(grad(lambda x: (x**3).sum()), (np.ones(2),), (v,))[1])
-    np.testing.assert_array_equal(product(np.ones(2)), 6 * np.eye(2))
-    w = leaf(5.0)
     value, tangent = jvp(lambda y: w * y**3, (2.0,), (1.0,))
     (value + tangent).backward()
     assert (value.item(), tangent.item(), w.grad) == (40.0, 60.0, 8.0 + 12.0)
@@ -3356,54 +3202,15 @@ def test_hessian_vector_products_take_two_lines_and_a_small_multiple_of_the_call
     def product(w: Any) -> Any:
         return grad(lambda w: grad(f)(w) @ v)(w)
 
+    def calls_in_c(call: Any) -> int:
+        calls: list[str] = []
+        with profiled(lambda frame, event, function: calls.append(event) if event == "c_call" else None):
+            call(x)
+        return len(calls)
+
     np.testing.assert_allclose(product(x), hessian(f)(x) @ v, rtol=1e-10)
     np.testing.assert_allclose(jvp(grad(f), (x,), (v,))[1], product(x), rtol=1e-10)
-    counts = []
-    for call in (grad(f), product):
-        calls: list[str] = []
-        sys.setprofile(lambda frame, event, function, calls=calls: calls.append(event) if event == "c_call" else None)
-        try:
-            call(x)
-        finally:
-            sys.setprofile(None)
-        counts.append(len(calls))
-    assert counts[1] < 8 * counts[0]
-
-
-def test_backward_with_create_graph_takes_a_tensor_as_gradient():
-    x, u = leaf([1.0, 2.0]), leaf([1.0, 1.0])
-    (x**3).backward(u, create_graph=True)
-    (x.grad @ np.array([1.0, 10.0])).backward()
-    np.testing.assert_array_equal(u.grad, [3.0, 120.0])
-    x, u = leaf(2.0), leaf(3.0)
-    y = x**3
-    with no_grad():
-        y.backward(u, create_graph=True)
-    x.grad, g = None, x.grad
-    g.backward()
-    assert (x.grad, u.grad) == (36.0, 12.0)
-
-
-def test_a_gradient_that_is_a_tensor_can_be_set_again():
-    x = leaf([3.0, 4.0])
-    (x**2).sum().backward(create_graph=True)
-    x.grad = x.grad / np.linalg.norm(x.grad)
-    assert isinstance(x.grad, Tensor)
-    np.testing.assert_allclose(x.grad.data, [0.6, 0.8])
-
-
-def test_scipys_functions_get_rules_in_one_line():
-    erf = defvjp(scipy.special.erf, lambda g, out, x: g * (2 / math.sqrt(math.pi)) * np.exp(-x * x))
-    assert erf is scipy.special.erf
-    x = np.linspace(-2, 2, 9)
-    assert gradcheck(scipy.special.erf, x)
-    assert gradcheck(grad(lambda x: scipy.special.erf(x).sum()), x)
-    np.testing.assert_allclose(
-        grad(grad(scipy.special.erf))(0.5), -2 / math.sqrt(math.pi) * math.exp(-0.25), rtol=1e-14
-    )
-    assert scipy.special.erf(leaf(np.float32([0.5]), np.float32)).dtype == np.float32
-    with pytest.raises(TypeError, match=r"^gamma has no derivative rule: add one with defvjp\(gamma, "):
-        scipy.special.gamma(leaf(1.0))
+    assert calls_in_c(product) < 8 * calls_in_c(grad(f))
 
 
 @pytest.fixture(scope="module")
@@ -3441,9 +3248,10 @@ def test_rules_for_scipys_functions_in_the_docs_agree_with_differences_at_first_
             np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
         for i in places:
             assert gradcheck(lambda *xs, i=i, slopes=slopes: np.sum(np.cos(slopes(*xs)[i])), *arrays)
-        single = grad(total_of)(*[x.astype(np.float32) for x in arrays])
-        assert single.dtype == np.float32
-        np.testing.assert_allclose(single, slopes(*arrays)[0], rtol=1e-3, atol=1e-4)
+        single = [x.astype(np.float32) for x in arrays]
+        slope = grad(total_of)(*single)
+        assert function(*[leaf(x, np.float32) for x in single]).dtype == slope.dtype == np.float32
+        np.testing.assert_allclose(slope, slopes(*arrays)[0], rtol=1e-3, atol=1e-4)
         if isinstance(function, np.ufunc) and name != "digamma":  # whose gradient calls a function that is none
             np.testing.assert_allclose(jit(grad(total_of))(*arrays), slopes(*arrays)[0], rtol=1e-12)
 
@@ -3468,54 +3276,17 @@ def test_a_plain_function_with_a_rule_goes_through_grad_and_keywords():
     assert gradcheck(lambda x: softplus(x, scale=2.0), np.array([-1.0, 0.5]))
     assert gradcheck(lambda x: softplus(scale=2.0, x=x), np.array([-1.0, 0.5]))
     assert Tensor not in calls
+    assert type(softplus(np.ones(2))) is np.ndarray
     scaled = defvjp(lambda x, k=2: x * k, lambda g, out, x, k=2: g * k)
     for k in (2, 3, 2):
         assert grad(scaled)(1.0, k) == grad(lambda x, k=k: scaled(x, k=k))(1.0) == k
     assert grad(scaled)(1.0) == 2
 
 
-def test_errors_of_a_function_of_the_users_own_stay_what_they_are():
-    class OwnError(ValueError):
-        def __init__(self, number: int, text: str):
-            super().__init__(f"{text} {number}")
-
-    def fails(x: Any) -> Any:
-        raise OwnError(3, "no")
-
-    with pytest.raises(OwnError, match="no 3"):
-        defvjp(fails, lambda g, out, x: g)(leaf(1.0))
-
-
 @pytest.mark.parametrize("size", [3, 20_000])
 def test_rules_may_take_all_arguments_in_one(size):
     double = defvjp(lambda x: x * 2.0, lambda *args: args[0] * 2)
-    x = leaf(np.ones(size))
-    double(x).sum().backward()
-    np.testing.assert_array_equal(x.grad, np.full(size, 2.0))
-
-
-def test_logsumexp_is_one_line():
-    def logsumexp(x: Any, axis: Any = None) -> Any:
-        return np.log(np.sum(np.exp(x - np.max(x, axis, keepdims=True)), axis)) + np.max(x, axis)
-
-    x = np.random.default_rng(0).normal(size=(3, 4)) * 1000
-    np.testing.assert_allclose(logsumexp(x, 1), scipy.special.logsumexp(x, 1))
-    np.testing.assert_allclose(grad(lambda x: logsumexp(x, 1).sum())(x), scipy.special.softmax(x, 1), atol=1e-12)
-    assert gradcheck(lambda x: logsumexp(x, 0), x / 1000)
-
-
-def test_threads_differentiate_functions_at_the_same_time():
-    results = {}
-
-    def work(n: int) -> None:
-        results[n] = [grad(grad(lambda x: x**4 * n))(float(k)).item() for k in range(50)]
-
-    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert results == {n: [12.0 * k * k * n for k in range(50)] for n in range(4)}
+    np.testing.assert_array_equal(grad(lambda x: double(x).sum())(np.ones(size)), np.full(size, 2.0))
 
 
 # --- Random programs --------------------------------------------------------------------------------------------------
@@ -5305,44 +5076,24 @@ def network(x: Any, target: Any, w: Any, b: Any, v: Any, c: Any) -> Any:
     return ((np.tanh(x @ w + b) @ v + c - target) ** 2).mean()
 
 
-def parameters(dtype: Any = float) -> list[Any]:
-    rng = np.random.default_rng(1)
-    return [rng.normal(size=shape).astype(dtype) for shape in ((4, 6), (6,), (6, 1), ())]
-
-
-def data(kind: Any, dtype: Any = float) -> list[Any]:
-    return [kind("x").astype(dtype), kind("col").astype(dtype)]
-
-
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("argnums", [(0, 1), (2, 3, 4, 5)], ids=["data", "parameters"])
 @pytest.mark.parametrize("kind", [as_dask, as_box])
-def test_gradients_of_numpy_parameters_of_a_network_on_lazy_data_are_lazy_and_right(kind, dtype):
-    rtol = 1e-10 if dtype == np.float64 else 1e-4
-    expected_value, expected = value_and_grad(network, (2, 3, 4, 5))(*data(as_numpy, dtype), *parameters(dtype))
-    leaves = [Tensor(p, requires_grad=True) for p in parameters(dtype)]
+def test_gradients_of_a_network_on_lazy_data_are_lazy_and_right(kind, argnums, dtype):
+    rng, rtol = np.random.default_rng(1), 1e-10 if dtype == np.float64 else 1e-4
+    parameters = [rng.normal(size=shape).astype(dtype) for shape in ((4, 6), (6,), (6, 1), ())]
+    plain, lazy = [[k("x").astype(dtype), k("col").astype(dtype), *parameters] for k in (as_numpy, kind)]
+    expected_value, expected = value_and_grad(network, argnums)(*plain)
+    leaves = [Tensor(x, requires_grad=i in argnums) for i, x in enumerate(lazy)]
     with nothing_is_fetched():
-        value, found = value_and_grad(network, (2, 3, 4, 5))(*data(kind, dtype), *parameters(dtype))
+        value, found = value_and_grad(network, argnums)(*lazy)
         for _ in range(2):  # the second adds to what the first left
-            loss = network(*data(kind, dtype), *leaves)
+            loss = network(*leaves)
             loss.backward()
-    assert {type(g) for g in (value, loss.data, *found, *[t.grad for t in leaves])} == {type(data(kind)[0])}
+    sums = [leaves[i].grad for i in argnums]
+    assert {type(g) for g in (value, loss.data, *found, *sums)} == {type(lazy[0])}
     check_close([value, *found], [expected_value, *expected], rtol)
-    check_close([loss, *[t.grad for t in leaves]], [expected_value, *[g + g for g in expected]], rtol)
-
-
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
-@pytest.mark.parametrize("kind", [as_dask, as_box])
-def test_gradients_of_lazy_data_are_like_the_data(kind, dtype):
-    rtol = 1e-10 if dtype == np.float64 else 1e-4
-    expected = grad(network, (0, 1))(*data(as_numpy, dtype), *parameters(dtype))
-    leaves = [Tensor(x, requires_grad=True) for x in data(kind, dtype)]
-    with nothing_is_fetched():
-        found = grad(network, (0, 1))(*data(kind, dtype), *parameters(dtype))
-        for _ in range(2):
-            network(*leaves, *parameters(dtype)).backward()
-    for g in (found, [t.grad for t in leaves]):
-        assert [type(x) for x in g] == [type(t.data) for t in leaves]
-    check_close([*found, *[t.grad for t in leaves]], [*expected, *[g + g for g in expected]], rtol)
+    check_close([loss, *sums], [expected_value, *[g + g for g in expected]], rtol)
 
 
 def test_a_linear_fit_needs_one_computation_a_step_and_comes_out_as_with_numpy():
@@ -5354,7 +5105,7 @@ def test_a_linear_fit_needs_one_computation_a_step_and_comes_out_as_with_numpy()
 
     for kind in (as_numpy, as_dask):
         x, y = kind("x"), kind("y")[:, 0]
-        w, b = Tensor(np.zeros(4), requires_grad=True), Tensor(0.0, requires_grad=True)
+        w, b = leaf(np.zeros(4)), leaf(0.0)
         optimizer, losses = SGD([w, b], lr=0.1, momentum=0.5), []
         for _ in range(5):
             optimizer.zero_grad()
@@ -5434,23 +5185,20 @@ BIG_STEPS = """
 @pytest.mark.parametrize("case", shared_out(calls(BIG_STEPS)))
 def test_neither_graphs_nor_their_making_hold_anything_of_the_size_of_the_data(case):
     leaves = {"X": Tensor(da.ones((10_000, 1_000), chunks=(2_500, 500)), requires_grad=True)}
-    leaves |= {name: Tensor(np.ones(1_000), requires_grad=True) for name in ("w", "b")}
-    tracemalloc.start()
-    try:
+    leaves |= {name: leaf(np.ones(1_000)) for name in ("w", "b")}
+    with traced_memory():
         with nothing_is_fetched():
             out = eval(case, {"np": np}, leaves)
             out.backward()
         graph = cloudpickle.dumps([out.data, *[t.grad for t in leaves.values()]])
         peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert type(leaves["X"].grad) is type(leaves["X"].data)
+    assert type(leaves["X"].grad) is da.Array
     assert len(graph) < 500_000
     assert peak < 20_000_000
 
 
 def test_the_engine_names_no_library_of_arrays():
-    assert "dask" not in Path(tinygrad_lite.__file__).read_text().lower()
+    assert "dask" not in SOURCE.lower()
 
 
 # --- Tensor -----------------------------------------------------------------------------------------------------------
@@ -5470,14 +5218,6 @@ def test_arrays_are_not_copied():
         assert Tensor(array).data is array
 
 
-def test_numbers_are_computed_with_as_numpy_scalars_until_somebody_looks():
-    for number in (2.0, np.float64(2.0)):
-        t = Tensor(number)
-        assert type(t._value) is type((t * t)._value) is np.float64
-        assert type(t.data) is type(t._value) is np.ndarray
-        assert type((t * t)._value) is np.float64
-
-
 def test_changes_of_a_number_in_place_are_seen():
     t = leaf(1.0)
     t.data[...] = 5.0
@@ -5488,10 +5228,9 @@ def test_changes_of_a_number_in_place_are_seen():
 
 def test_data_can_be_replaced_and_keeps_shape_and_dtype():
     t = leaf([1.0, 2.0], np.float32)
-    t.data = np.array([3.0, 4.0])
-    assert t.dtype == np.float32
-    t.data = [5, 6]
-    np.testing.assert_array_equal(t.data, np.float32([5, 6]))
+    for data in (np.array([3.0, 4.0]), [5, 6]):
+        t.data = data
+        np.testing.assert_array_equal(t.data, np.float32(data), strict=True)
     with pytest.raises(ValueError, match=r"\.data must have the shape \(2,\) of the Tensor, not \(3,\)"):
         t.data = np.zeros(3)
     with pytest.raises(TypeError, match=r"from dtype\('float64'\) to dtype\('int64'\)"):
@@ -5499,38 +5238,48 @@ def test_data_can_be_replaced_and_keeps_shape_and_dtype():
     np.testing.assert_array_equal(t.data, np.float32([5, 6]))
 
 
-def test_grad_can_be_set_and_is_checked():
-    t = leaf([1.0, 2.0], np.float32)
-    t.grad = [1, 2]
-    assert t.grad.dtype == np.float32
-    t.sum().backward()
-    np.testing.assert_array_equal(t.grad, [2.0, 3.0])
+def test_grad_can_be_set_is_cast_and_copied_and_is_checked():
+    t, u = leaf([1.0, 2.0], np.float32), Tensor([1.0, 2.0])
+    for gradient in ([1, 2], u):
+        t.grad = gradient
+        t.sum().backward()
+        np.testing.assert_array_equal(t.grad, np.float32([2, 3]), strict=True)
+        t.grad[0] = 9.0
+    assert u.data[0] == 1.0
     t.grad = None
     with pytest.raises(ValueError, match=r"\.grad must have the shape \(2,\) of the Tensor, not \(3,\)"):
         t.grad = np.zeros(3)
-    with pytest.raises(ValueError, match="leaves"):
-        (t * 2).grad = np.zeros(2)
-    with pytest.raises(ValueError, match="leaves"):
-        Tensor(1.0).grad = 1.0
+    for other in (t * 2, Tensor([1.0, 2.0])):
+        with pytest.raises(ValueError, match="leaves"):
+            other.grad = np.zeros(2)
     Tensor(1.0).grad = None
 
 
-def test_requires_grad_can_be_set_on_leaves_only():
+def test_a_gradient_that_is_a_tensor_can_be_set_again_and_copied():
+    x = leaf([3.0, 4.0])
+    (x**2).sum().backward(create_graph=True)
+    np.testing.assert_array_equal(copy.deepcopy(x).grad, [6.0, 8.0])
+    x.grad = x.grad / np.linalg.norm(x.grad)
+    assert isinstance(x.grad, Tensor)
+    np.testing.assert_allclose(x.grad.data, [0.6, 0.8])
+
+
+def test_requires_grad_of_a_leaf_can_be_set_at_any_time():
     t = Tensor([1.0])
     t.requires_grad = True
-    (t * 2).sum().backward()
-    assert t.grad == 2.0
+    y = (t * 2).sum()
+    y.backward()
     t.requires_grad = False
     assert t.grad is None
     assert not (t * 2).requires_grad
     t.requires_grad = True
     assert t.grad == 2.0
+    y.backward()  # which was recorded before
+    assert t.grad == 4.0
     t.requires_grad = False
     t.grad = None
     t.requires_grad = True
     assert t.grad is None
-    with pytest.raises(ValueError, match="detach"):
-        (t * 2).requires_grad = False
 
 
 OPERATORS = [operator.add, operator.sub, operator.mul, operator.truediv, operator.pow]
@@ -5546,58 +5295,47 @@ COMPARISONS = [operator.lt, operator.le, operator.gt, operator.ge, operator.eq, 
     ids=lambda other: type(other).__name__,
 )  # fmt: skip
 def test_operators_take_all_kinds_of_operands_on_either_side(op, other):
-    x = np.array([1.0, 2.0, 4.0])
     plain = np.asarray(other) if not isinstance(other, (bool, int, float)) else other
-    for t in (leaf(x), Tensor(x)):
-        for out, expected in ((op(t, other), op(x, plain)), (op(other, t), op(plain, x))):
-            assert type(out) is Tensor
-            assert type(out.data) is np.ndarray
-            assert out.dtype == expected.dtype
-            np.testing.assert_array_equal(out.data, expected)
-            assert out.requires_grad == (t.requires_grad and op in OPERATORS)
-    if op in OPERATORS:
+    for x in (np.array([1.0, 2.0, 4.0]), np.array(3.0)):
         for f, g in (
             (lambda a: op(a, other), lambda a: op(a, plain)),
             (lambda a: op(other, a), lambda a: op(plain, a)),
         ):
-            weights = np.ones(np.shape(g(x)))
-            np.testing.assert_allclose(grads(f, x, weights=weights)[1], central_differences(g, [x], weights), rtol=1e-6)
+            expected = g(x)
+            for t in (leaf(x), Tensor(x)):
+                out = f(t)
+                assert type(out) is Tensor
+                assert type(out.data) is np.ndarray
+                assert out.dtype == expected.dtype
+                np.testing.assert_array_equal(out.data, expected)
+                assert out.requires_grad == (t.requires_grad and op in OPERATORS)
+            if op in OPERATORS:
+                weights = np.ones(np.shape(expected))
+                slopes = central_differences(g, [x], weights)
+                np.testing.assert_allclose(grads(f, x, weights=weights)[1], slopes, rtol=1e-6)
 
 
 def test_matmul_takes_arrays_and_pandas():
-    t, a = leaf(np.ones((3, 2))), np.arange(6.0).reshape(2, 3)
-    frame = pd.DataFrame(a)
-    for out, expected in ((a @ t, a @ np.ones((3, 2))), (t @ frame, np.ones((3, 2)) @ a), (t @ a, np.ones((3, 2)) @ a)):
+    b, a = np.ones((3, 2)), np.arange(6.0).reshape(2, 3)
+    t, frame = leaf(b), pd.DataFrame(a)
+    for out, expected in ((a @ t, a @ b), (t @ frame, b @ a), (t @ a, b @ a), (Tensor(frame) @ t, a @ b)):
         assert type(out.data) is np.ndarray
         np.testing.assert_array_equal(out.data, expected)
     with pytest.raises(TypeError, match=r"Tensor\(df\) @ t"):  # pandas asks for an array before it asks the Tensor
         frame @ t
-    assert type((Tensor(frame) @ t).data) is np.ndarray
 
 
 def test_a_tensor_never_holds_a_pandas_object():
-    frame = pd.DataFrame({"a": [1.0, 2.0], "b": [3, 4]})
-    tensors = [Tensor(frame), Tensor(frame["a"]), np.multiply(frame, leaf([1.0, 2.0])), leaf([1.0, 2.0]) - frame["a"],
-               leaf([1.0, 2.0])[frame["a"] > 1], np.where(frame["a"] > 1, leaf([1.0, 2.0]), frame["b"]),
-               leaf([1.0, 2.0]).clip(frame["a"], frame["b"])]  # fmt: skip
-    assert all(type(t.data) is np.ndarray for t in tensors)
+    frame, t = pd.DataFrame({"a": [1.0, 2.0], "b": [3, 4]}), leaf([1.0, 2.0])
+    tensors = [Tensor(frame), Tensor(frame["a"]), np.multiply(frame, t), t - frame["a"], t[frame["a"] > 1]]
+    tensors += [np.where(frame["a"] > 1, t, frame["b"]), t.clip(frame["a"], frame["b"])]
+    assert {type(t.data) for t in tensors} == {np.ndarray}
     np.testing.assert_array_equal(tensors[0].data, frame.to_numpy())
 
 
-def test_numpy_scalars_on_the_left_and_right_of_numbers():
-    w = leaf(3.0)
-    for out in (np.float64(2) * w, w * np.float64(2), np.array(2.0) * w, 2 * w, np.float32(2) * w):
-        assert type(out) is Tensor
-        assert out.item() == 6.0
-        assert type(out.data) is np.ndarray
-
-
-def test_comparisons_give_boolean_tensors_and_equality_with_strangers_is_false():
+def test_equality_with_strangers_is_false_and_tensors_hash_by_identity():
     t = leaf([1.0, 2.0])
-    assert (t > 1).dtype == bool
-    assert not (t > 1).requires_grad
-    assert ((t > 0) & (t < 2)).data.tolist() == [True, False]
-    assert (~(t > 1)).data.tolist() == [True, False]
+    assert ((t > 0) & (t < 2)).data.tolist() == (~(t > 1)).data.tolist() == [True, False]
     assert (t == None) is False  # noqa: E711
     assert (t != "a") is True
     assert t in {t}
@@ -5605,15 +5343,10 @@ def test_comparisons_give_boolean_tensors_and_equality_with_strangers_is_false()
 
 
 def test_augmented_assignment_rebinds():
-    a = leaf([1.0, 2.0])
-    b = a
-    a += 1
+    a = b = leaf([1.0, 2.0])
     a *= 2
-    assert b is not a
-    np.testing.assert_array_equal(b.data, [1.0, 2.0])
-    np.testing.assert_array_equal(a.data, [4.0, 6.0])
     a.sum().backward()
-    np.testing.assert_array_equal(b.grad, [2.0, 2.0])
+    np.testing.assert_array_equal([a.data, b.data, b.grad], [[2.0, 4.0], [1.0, 2.0], [2.0, 2.0]])
 
 
 def test_indexing_with_tensors():
@@ -5623,14 +5356,11 @@ def test_indexing_with_tensors():
     assert x[Tensor([0, 0])].data.tolist() == [1.0, 1.0]
     assert [10, 20, 30][Tensor(1)] == 20
     first, *rest = x
-    assert first.item() == 1.0
-    assert len(rest) == 2
-    assert len(x) == 3
+    assert (first.item(), len(rest), len(x)) == (1.0, 2, 3)
 
 
 def test_a_view_that_is_not_contiguous_and_read_only_data_work():
-    base = np.arange(24.0).reshape(4, 6)
-    view = base[::2, ::-2]
+    view = np.arange(24.0).reshape(4, 6)[::2, ::-2]
     view.flags.writeable = False
     t = Tensor(view, requires_grad=True)
     (t * t).sum().backward()
@@ -5639,32 +5369,23 @@ def test_a_view_that_is_not_contiguous_and_read_only_data_work():
 
 
 def test_float_int_and_formatting_of_numbers():
-    assert f"{leaf(3.14159):.2f}" == "3.14"
-    assert f"{leaf(2.0)}" == "2.0"
+    assert (f"{leaf(3.14159):.2f}", f"{leaf(2.0)}") == ("3.14", "2.0")
     assert repr(leaf(2.0)) == "Tensor(2., requires_grad=True)"
     assert repr(Tensor([1.0, 2.0], dtype=np.float32)) == "Tensor([1., 2.], dtype=float32)"
     assert str(Tensor([1, 2])) == f"{Tensor([1, 2])}" == "Tensor([1, 2])"
-    assert float(Tensor(2.5)) == 2.5
-    assert int(Tensor(2.5)) == 2
-    assert math.exp(Tensor(0.0)) == 1.0
-    assert leaf([[2.5]]).item() == 2.5
+    assert (float(Tensor(2.5)), int(Tensor(2.5)), math.exp(Tensor(0.0)), leaf([[2.5]]).item()) == (2.5, 2, 1.0, 2.5)
     assert bool(leaf(0.0)) is False
     assert np.asarray(Tensor([1.0, 2.0])).tolist() == [1.0, 2.0]
     assert np.array(Tensor([1.0, 2.0]), dtype=np.float32).dtype == np.float32
 
 
-def test_leaves_can_be_copied_and_pickled():
-    t = leaf([1.0, 2.0])
-    t.sum().backward()
-    for other in (copy.deepcopy(t), pickle.loads(pickle.dumps(t))):
-        assert other.requires_grad
-        np.testing.assert_array_equal(other.grad, [1.0, 1.0])
-        (other * t).sum().backward()
-        np.testing.assert_array_equal(other.grad, [2.0, 3.0])
-        np.testing.assert_array_equal(t.data, [1.0, 2.0])
-        t.grad = [1.0, 1.0]
-    with pytest.raises(TypeError, match="detach"):
-        copy.deepcopy(t * 2)
+@pytest.mark.parametrize(
+    "x", [np.arange(3000.0), np.ones((2000, 2)), np.array(2.5), np.array([1.0, 2.0]), np.arange(4).reshape(2, 2)]
+)
+def test_tensor_shows_itself_as_numpy_does(x):
+    shown = repr(x).replace("\n      ", "\n       ")  # Tensor is one letter longer than array
+    assert repr(Tensor(x)) == re.sub(r",\s+shape=.*\)", ")", shown).replace("array", "Tensor")
+    assert ("..." in repr(Tensor(x))) == (x.size > 1000)
 
 
 class Named(Tensor):
@@ -5683,22 +5404,23 @@ class Marked(Tensor):
         self.mark = mark
 
 
-def test_tensors_of_derived_classes_can_be_copied_and_pickled():
-    t = Named("w", shape=(2,))
+@pytest.mark.parametrize("make", [lambda: leaf([1.0, 1.0]), lambda: Named("w", shape=(2,))])
+def test_leaves_also_those_of_derived_classes_can_be_copied_and_pickled(make):
+    t = make()
     (t * t).sum().backward()
     t.data = [3.0, 4.0]
-    others = [copy.copy(t), copy.deepcopy(t)]
-    for other in [*others, *[pickle.loads(pickle.dumps(t, p)) for p in range(pickle.HIGHEST_PROTOCOL + 1)]]:
-        assert (type(other), other.name, other.requires_grad) == (Named, "w", True)
-        np.testing.assert_array_equal(other.data, [3.0, 4.0])
+    pickled = [pickle.loads(pickle.dumps(t, protocol)) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)]
+    for other in (copy.copy(t), copy.deepcopy(t), *pickled):
+        assert (type(other), getattr(other, "name", "w")) == (type(t), "w")
         np.testing.assert_array_equal(other.grad, [2.0, 2.0])
         (other * t.detach()).sum().backward()
         np.testing.assert_array_equal(other.grad, [5.0, 6.0])
-        np.testing.assert_array_equal(t.grad, [2.0, 2.0])
-        optimizer = SGD([other], lr=1.0)
-        optimizer.step()
+        SGD([other], lr=1.0).step()
         np.testing.assert_array_equal(other.data, [-2.0, -2.0])
-    np.testing.assert_array_equal(t.data, [3.0, 4.0])
+        np.testing.assert_array_equal([t.data, t.grad], [[3.0, 4.0], [2.0, 2.0]])
+
+
+def test_constants_of_derived_classes_can_be_copied_but_not_under_jit():
     m = copy.deepcopy(Marked("!"))
     assert (type(m), m.mark, m.item(), m.requires_grad, m.grad) == (Marked, "!", 2.0, False, None)
     m.requires_grad = True
@@ -5717,87 +5439,74 @@ def test_astype_converts_gradients_back():
     assert not t.astype(int).requires_grad
 
 
-def test_functions_without_gradient_give_constants():
-    t = leaf([[1.0, -2.0], [3.0, 4.0]])
-    assert np.shape(t) == (2, 2)
-    assert np.argmax(t).item() == 3
-    assert np.sign(t).data.tolist() == [[1, -1], [1, 1]]
-    assert not np.sign(t).requires_grad
-    assert np.any(t < 0).item() is True
-    assert (t > 0).any().item() is True
-    assert (t > 0).all(axis=1).data.tolist() == [False, True]
-    assert t.argmax(axis=1).data.tolist() == [0, 1]
-
-
-def test_rules_are_never_bypassed():
+def test_rules_are_never_bypassed(another_engine):
     straight_through = defvjp(lambda x: np.sign(x), lambda g, out, x: g)
-    x = leaf(0.5)
-    straight_through(x).backward()
-    assert x.grad == 1.0
-    x.grad = None
-    straight_through(x=x).backward()
-    assert x.grad == 1.0
+    assert grad(straight_through)(0.5) == grad(lambda x: straight_through(x=x))(0.5) == 1.0
     lower = defvjp(lambda x, y: x + y, lambda g, out, x, y: g)
     with pytest.raises(TypeError, match="no derivative rule for argument 1"):
         lower(1.0, leaf(1.0))
     default = defvjp(lambda x, y=2.0: x * y, None, lambda g, out, x, y=2.0: g * x)
     with pytest.raises(TypeError, match="no derivative rule for argument 0"):
         default(leaf(1.0))
-    row = tinygrad_lite._table[np.add]
-    before = row.vjps
-    try:
-        defvjp(np.add, before[0])
-        for call in (lambda: 1 + leaf(1.0), lambda: np.add(1, leaf(1.0)), lambda: leaf(1.0) + leaf(1.0)):
-            with pytest.raises(TypeError, match=r"np\.add has no derivative rule for argument 1"):
-                call()
-        y = leaf(1.0)
-        (y + 1).backward()
-        assert y.grad == 1.0
-    finally:
-        defvjp(np.add, *before)
+    another_engine.defvjp(np.add, lambda g, out, x, y: g)
+    y = another_engine.Tensor(1.0, requires_grad=True)
+    for call in (lambda: 1 + y, lambda: np.add(1, y), lambda: y + y):
+        with pytest.raises(TypeError, match=r"np\.add has no derivative rule for argument 1"):
+            call()
+    (y + 1).backward()
+    assert y.grad == 1.0
 
 
-def test_a_rule_for_a_function_that_has_one_makes_another_function():
-    steep = defvjp(relu, lambda g, out, x: g * 7)
-    assert [grads(f, 1.0)[1][0] for f in (relu, lambda t: t.relu(), steep)] == [1.0, 1.0, 7.0]
+def test_of_a_python_function_each_defvjp_makes_one_with_its_own_rule():
+    def square(x):
+        return x * x
+
+    first = defvjp(square, lambda g, out, x: g * 7)
+    second = defvjp(square, lambda g, out, x: g * 2 * x)
+    third = defvjp(first, lambda g, out, x: g * x * 3)
+    steep = defvjp(relu, lambda g, out, x: g * 5)
+    for f, expected in (
+        (first, 7.0),
+        (second, 6.0),
+        (third, 9.0),
+        (steep, 5.0),
+        (relu, 1.0),
+        (lambda t: t.relu(), 1.0),
+    ):
+        assert grad(f)(3.0) == jit(grad(f))(3.0) == expected
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-@pytest.mark.parametrize("after", [
-    lambda t: (t * 2).sum(),
-    lambda t: t.T.sum(),
-    lambda t: (np.transpose(t) * np.arange(6.0).reshape(3, 2)).sum(),
-    lambda t: (t[:, ::-1] * np.arange(6.0).reshape(2, 3)).sum(),
-    lambda t: defvjp(lambda x: x.sum(), lambda g, out, x: np.broadcast_to(g, x.shape))(t),
-    lambda t: defvjp(lambda x: x.sum(0), lambda g, out, x: np.broadcast_to(g, x.shape))(t)[0],
-], ids=range(6))  # fmt: skip
-def test_rules_of_ones_own_get_arrays_as_like_new_whatever_the_rule_after_them_made(after, dtype):
-    seen = []
+def test_of_a_ufunc_defvjp_replaces_the_rule_and_the_old_one_goes(another_engine):
+    def rule(factor):
+        return lambda g, out, x: shapes.append(g.shape) or g * factor[0] * np.cosh(x)
 
-    def rule(g, out, x):
-        seen.append((g.flags.c_contiguous, g.flags.writeable, g.shape, g.dtype, all(g.strides)))
-        memoryview(g.astype(float) if dtype == np.float16 else g).cast("B")[0]
-        return g * 2
-
-    twice, plain = defvjp(lambda x: 2 * x, rule), np.arange(6.0).reshape(2, 3).astype(dtype)
-    x, y = leaf(plain, dtype), leaf(plain, dtype)
-    after(twice(x)).backward()
-    after(y * 2).backward()
-    np.testing.assert_array_equal(x.grad, y.grad)
-    whole = (True, True, (2, 3), dtype, True)
-    assert seen == [whole]
-    inlined = defvjp(lambda x: 2 * x, lambda g, out, x: g * 2)
-    np.testing.assert_array_equal(jit(grad(lambda x: after(inlined(x))))(plain), y.grad)
+    shapes, rules, x = [], [], np.linspace(-3, 3, 6).reshape(2, 3)
+    for factor in (1, 2, 3):
+        new = rule(np.array([factor]))
+        assert another_engine.defvjp(np.sinh, new) is np.sinh
+        rules.append(weakref.ref(new))
+        slopes = another_engine.grad(lambda x: np.sinh(x).sum())(x)
+        np.testing.assert_allclose(slopes, factor * np.cosh(x), rtol=1e-14)
+    assert shapes == [(2, 3)] * 3
+    del new
+    assert [rule is None for rule in collected(rules)] == [False]
+    assert grad(np.sinh)(0.0) == 1.0
+    t = leaf(3.0)
+    out = defvjp(lambda x: x * x, lambda g, out, x: g * 2 * x)(t)
+    gc.collect()
+    out.backward()  # a graph keeps what it needs
+    assert t.grad == 6.0
 
 
-def test_a_gradient_given_from_outside_may_lie_anyhow_in_memory():
-    flags = []
-    twice = defvjp(lambda x: 2 * x, lambda g, out, x: flags.append(g.flags.carray) or g * 2)
-    for gradient in (np.broadcast_to(1.0, (2, 3)), np.ones((3, 2)).T, np.ones((4, 6))[::2, ::2]):
-        x = leaf(np.ones((2, 3)))
-        twice(x).backward(gradient)
-        np.testing.assert_array_equal(x.grad, np.full((2, 3), 2.0))
-    assert flags == [True] * 3
+def test_rules_of_ones_own_for_several_arguments_and_for_functions_of_python_numbers():
+    def of_a(g, out, a, b):
+        return g[: len(a)]
+
+    join = defvjp(lambda a, b: np.concatenate([a, b]), of_a, lambda g, out, a, b: g[len(a) :])
+    assert gradcheck(join, [1.0, 2.0], [3.0])
+    erf = defvjp(math.erf, lambda g, out, x: g * (2 / math.sqrt(math.pi)) * np.exp(-x * x))
+    assert gradcheck(erf, 0.5)
+    assert erf(0.5) == math.erf(0.5)
 
 
 @pytest.mark.parametrize("square", [lambda x: float(x) ** 2, lambda x: math.pow(x, 2), lambda x: np.square(x).item()])
@@ -5823,20 +5532,18 @@ def test_a_plain_function_may_return_a_python_float(square):
 )
 def test_roll_takes_shifts_of_every_size_and_dtype(shift, axis):
     x, w = np.arange(6.0).reshape(2, 3), np.arange(6.0).reshape(2, 3) ** 2
-    shifts = [(shift, 1), [1, shift], np.array([1, shift])] if axis == (0, 1) else [shift, np.array(shift)]
-    for s in shifts:
+    for s in [(shift, 1), [1, shift], np.array([1, shift])] if axis == (0, 1) else [shift, np.array(shift)]:
         try:
-            np.roll(x, s, axis)
+            places = np.roll(np.arange(6).reshape(2, 3), s, axis)
             np.roll(x, np.negative([s], dtype=object).tolist()[0], axis)  # which the gradient needs
         except Exception:  # NumPy's own limits, narrower in 2.0
             continue
-        numbers = np.roll(np.arange(6).reshape(2, 3), s, axis)
         expected = np.zeros(6)
-        expected[numbers.ravel()] = w.ravel()
-        f = grad(lambda x, s=s: (np.roll(x, s, axis) * w).sum())
-        np.testing.assert_array_equal(f(x), expected.reshape(2, 3))
-        g = grad(lambda x, s=s: (grad(lambda x: (np.roll(x, s, axis) ** 2 * w).sum())(x)).sum())
-        np.testing.assert_array_equal(g(x), 2 * expected.reshape(2, 3))
+        expected[places.ravel()] = w.ravel()
+        first = grad(lambda x, s=s: (np.roll(x, s, axis) * w).sum())
+        squares = grad(lambda x, s=s: (np.roll(x, s, axis) ** 2 * w).sum())
+        np.testing.assert_array_equal(first(x), expected.reshape(2, 3))
+        np.testing.assert_array_equal(grad(lambda x, f=squares: f(x).sum())(x), 2 * expected.reshape(2, 3))
 
 
 def collected(references):
@@ -5862,128 +5569,14 @@ def test_functions_with_rules_their_arrays_and_their_rules_go_with_those_who_hol
 
     def once():
         a, b = np.ones(3).view(Array), np.ones(3).view(Array)
-        references.extend([weakref.ref(a), weakref.ref(b)])
         f = defvjp(lambda x, k=2: x * k * np.asarray(a), lambda g, out, x, k=2: g * k * np.asarray(b))
-        references.extend([weakref.ref(f), weakref.ref(f.__wrapped__)])
+        references.extend(map(weakref.ref, (a, b, f, f.__wrapped__)))
         use(f, np.ones(3))
 
     references: list[Any] = []
     for _ in range(3):
         once()
-    rows = len(tinygrad_lite._table)
     assert collected(references) == []
-    once()
-    assert collected(references) == []
-    assert len(tinygrad_lite._table) == rows
-
-
-def test_a_replaced_rule_goes_and_a_graph_keeps_what_it_needs():
-    def rule(a):
-        return lambda g, out, x, scale=1.0: g * np.cosh(x) * a[0]
-
-    before = tinygrad_lite._table[np.sinh].vjps
-    try:
-        rules = []
-        for _ in range(3):
-            defvjp(np.sinh, new := rule(np.ones(1)))
-            rules.append(weakref.ref(new))
-            np.sinh(leaf(0.5)).backward()
-        del new
-    finally:
-        defvjp(np.sinh, *before)
-    assert collected(rules) == []
-    x = leaf(3.0)
-    out = defvjp(lambda x: x * x, lambda g, out, x: g * 2 * x)(x)
-    gc.collect()
-    out.backward()
-    assert x.grad == 6.0
-
-
-def test_of_a_plain_function_each_defvjp_makes_one_with_its_own_rule():
-    def square(x):
-        return x * x
-
-    first = defvjp(square, lambda g, out, x: g * 7)
-    second = defvjp(square, lambda g, out, x: g * 2 * x)
-    third = defvjp(first, lambda g, out, x: g * x * 3)
-    assert [grad(f)(3.0) for f in (first, second, third)] == [7.0, 6.0, 9.0]
-    assert [jit(grad(f))(3.0) for f in (first, second, third)] == [7.0, 6.0, 9.0]
-
-
-def test_a_rule_for_a_function_of_a_list_of_tensors_is_refused_and_one_of_each_works():
-    first = defvjp(lambda xs: xs[0] * 2, lambda g, out, xs: g)
-    with pytest.raises(TypeError, match="by position: no list, dict or keyword"):
-        first([leaf([1.0]), leaf([2.0])])
-    join = defvjp(
-        lambda a, b: np.concatenate([a, b]), lambda g, out, a, b: g[: len(a)], lambda g, out, a, b: g[len(a) :]
-    )
-    assert gradcheck(join, [1.0, 2.0], [3.0])
-
-
-def test_a_rule_for_a_function_of_python_numbers():
-    erf = defvjp(math.erf, lambda g, out, x: g * (2 / math.sqrt(math.pi)) * np.exp(-x * x))
-    assert gradcheck(erf, 0.5)
-    assert erf(0.5) == math.erf(0.5)
-
-
-def test_freezing_a_leaf_between_forward_and_backward_loses_no_gradient():
-    x = leaf(2.0)
-    y = x * x
-    x.requires_grad = False
-    assert x.grad is None
-    x.requires_grad = True
-    y.backward()
-    assert x.grad == 4.0
-
-
-def test_momentum_does_not_share_memory_with_the_gradient():
-    p = leaf([1.0])
-    optimizer = SGD([p], lr=0.1, momentum=0.9)
-    p.grad = [1.0]
-    optimizer.step()
-    p.grad[...] = 0.0
-    optimizer.step()
-    assert p.item() == pytest.approx(1 - 0.1 - 0.09)
-
-
-def test_tensors_set_as_gradients_are_cast_and_copied():
-    p, u = leaf([1.0, 2.0], np.float32), Tensor([1.0, 2.0])
-    p.grad = u
-    assert p.grad.dtype == np.float32
-    p.grad[0] = 9.0
-    assert u.data[0] == 1.0
-    x, y = leaf([1.0, 2.0]), leaf([3.0, 4.0])
-    (x + y).backward(np.ones(2), create_graph=True)
-    assert x.grad is not y.grad
-    assert not np.shares_memory(x.grad.data, y.grad.data)
-    copied = copy.deepcopy(x)
-    np.testing.assert_array_equal(copied.grad, [1.0, 1.0])
-
-
-def test_create_graph_records_within_no_grad():
-    x = leaf(3.0)
-    y = x**3
-    with no_grad():
-        y.backward(create_graph=True)
-    g, x.grad = x.grad, None
-    g.backward()
-    assert x.grad == 18.0
-
-
-def test_threads_that_come_to_the_same_leaf_lose_nothing():
-    x = leaf(np.ones(1000))
-    losses = [(x * i).sum() for i in range(200)]
-
-    def work(k: int) -> None:
-        for loss in losses[k::8]:
-            loss.backward()
-
-    threads = [threading.Thread(target=work, args=(k,)) for k in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    np.testing.assert_array_equal(x.grad, np.full(1000, sum(range(200))))
 
 
 @pytest.mark.parametrize("data", [np.uint8([0, 5]), np.array([True, False]), [1.0, -2.0], np.int64(3)], ids=repr)
@@ -5994,31 +5587,26 @@ def test_functions_of_integers_booleans_and_lists(data):
     np.testing.assert_array_equal(relu(data), np.maximum(data, 0))
 
 
-def test_small_integers_as_base_and_booleans_as_exponent():
-    t = leaf(2.0)
-    (np.uint8([3]) ** t).sum().backward()
-    assert t.grad == pytest.approx(9 * math.log(3), rel=1e-14)
-    x = leaf([2.0, 2.0])
-    (x ** np.array([True, False])).sum().backward()
-    np.testing.assert_array_equal(x.grad, [1.0, 0.0])
-
-
 @pytest.mark.parametrize("exponent", [*"BHIQbhiq?"])
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_exponents_of_integers_do_not_wrap_around(exponent, dtype):
     integer, x = np.dtype(exponent).type, np.array([3, 0.5, 2], dtype)
+    rtol = 1e-2 if dtype == np.float16 else 1e-5
     for y in (np.array([0, 1, 2]).astype(integer), integer(0), integer(1), np.array(2).astype(integer)):
         e = np.asarray(y, float)
         first, second = e * x.astype(float) ** (e - 1), e * (e - 1) * x.astype(float) ** (e - 2)
         for wrap in (lambda f: f, jit):
             g = wrap(grad(lambda x, y: np.sum(x**y)))(x, y)
             assert g.dtype == dtype
-            np.testing.assert_allclose(g, first, rtol=1e-2 if dtype == np.float16 else 1e-5)
+            np.testing.assert_allclose(g, first, rtol=rtol)
             h = wrap(hessian(lambda x, y: np.sum(x**y)))(x, y)
-            np.testing.assert_allclose(np.diag(h), second, rtol=1e-2 if dtype == np.float16 else 1e-5)
+            np.testing.assert_allclose(np.diag(h), second, rtol=rtol)
         zero = np.zeros(3, dtype)
         by_floats = grad(lambda x, e=e: np.sum(x ** e.astype(x.dtype)))(zero)
         np.testing.assert_array_equal(grad(lambda x, y=y: np.sum(x**y))(zero), by_floats)
+    base = np.array([3]).astype(integer)
+    slope = int(base[0]) ** 2 * math.log(base[0])
+    np.testing.assert_allclose(grad(lambda t: np.sum(base**t))(dtype(2)), slope, rtol=rtol)
     assert grad(lambda x: np.sum(x ** np.int8([-128])))(np.ones(1)) == -128
 
 
@@ -6026,21 +5614,11 @@ FLOAT32 = np.float32(1.5)
 OF_ONE = """copy reciprocal fabs deg2rad radians rad2deg degrees square negative positive absolute sqrt exp sum mean max
     prod var std median ptp average ravel cumsum cumprod nan_to_num atleast_1d"""
 OF_TWO = "add subtract multiply divide power maximum fmax fmin hypot arctan2 remainder logaddexp dot inner outer kron"
-BESIDE = {repr(x): x for x in (2.0, 2, FLOAT32, np.float32([2, 3]))}
-
-
-def after(name: str, other: Any) -> Any:
-    return lambda p: getattr(np, name)(p, other)
-
-
-def before(name: str, other: Any) -> Any:
-    return lambda p: getattr(np, name)(other, p)
-
-
+PAIRS = [(getattr(np, name), x) for name in OF_TWO.split() for x in (2.0, 2, FLOAT32, np.float32([2, 3]))]
 OF_PYTHON_FLOATS: dict[str, Any] = {
     **{name: getattr(np, name) for name in OF_ONE.split()},
-    **{f"{name} p {other}": after(name, BESIDE[other]) for name in OF_TWO.split() for other in BESIDE},
-    **{f"{name} {other} p": before(name, BESIDE[other]) for name in OF_TWO.split() for other in BESIDE},
+    **{f"{f.__name__} p {x!r}": lambda p, f=f, x=x: f(p, x) for f, x in PAIRS},
+    **{f"{f.__name__} {x!r} p": lambda p, f=f, x=x: f(x, p) for f, x in PAIRS},
     "-p": lambda p: -p,
     "+p": lambda p: +p,
     "abs": abs,
@@ -6055,45 +5633,32 @@ OF_PYTHON_FLOATS: dict[str, Any] = {
     "stack": lambda p: np.stack([p, FLOAT32]),
     "norm": lambda p: np.linalg.norm(np.atleast_1d(p)),
 }
+OF_SMALL_FLOATS: list[Any] = [
+    *[lambda t: np.clip(1.5, t, t), lambda t: np.clip(1.5, t, None), lambda t: np.clip(2, t, t)],
+    *[lambda t: np.clip(t, 1.5, 9.0), lambda t: np.fmax(t, 1.5), lambda t: np.fmin(1.5, t)],
+    *[lambda t: np.where(t > 0, t, 1.5), lambda t: np.dot(t, 1.5)],
+]
 
 
-@pytest.mark.parametrize("name", OF_PYTHON_FLOATS)
-def test_functions_of_python_floats_have_the_dtype_of_numpy(name):
-    def f(p):
-        return np.sum(OF_PYTHON_FLOATS[name](p) * np.float32(0.1))
+@pytest.mark.parametrize(
+    ("f", "x"),
+    [
+        *[pytest.param(lambda p, f=f: f(p) * np.float32(0.1), 1.25, id=name) for name, f in OF_PYTHON_FLOATS.items()],
+        *[(f, x) for f in OF_SMALL_FLOATS for x in (np.float32(1.25), np.float32([1.25, 2]), np.float16(1.25))],
+    ],
+)
+def test_functions_of_python_floats_and_beside_them_have_the_dtype_of_numpy(f, x):
+    def total(x):
+        return np.sum(f(x))
 
-    expected = np.asarray(f(1.25))
-    for found in (value_and_grad(f)(1.25)[0], jit(f)(1.25), jit(value_and_grad(f))(1.25)[0]):
+    expected = np.asarray(total(x))
+    for found in (value_and_grad(total)(x)[0], jit(total)(x), jit(value_and_grad(total))(x)[0]):
         np.testing.assert_allclose(found, expected, rtol=1e-6)
         assert found.dtype == expected.dtype
 
 
-@pytest.mark.parametrize(
-    "f",
-    [
-        lambda t: np.clip(1.5, t, t),
-        lambda t: np.clip(1.5, t, None),
-        lambda t: np.clip(2, t, t),
-        lambda t: np.clip(t, 1.5, 9.0),
-        lambda t: np.fmax(t, 1.5),
-        lambda t: np.fmin(1.5, t),
-        lambda t: np.where(t > 0, t, 1.5),
-        lambda t: np.dot(t, 1.5),
-    ],
-)
-@pytest.mark.parametrize("t", [np.float32(1.25), np.float32([1.25, 2]), np.float16(1.25)], ids=repr)
-def test_python_floats_beside_small_floats_have_the_dtype_of_numpy(f, t):
-    def total(t):
-        return np.sum(f(t))
-
-    for found in (value_and_grad(total)(t)[0], jit(total)(t), jit(value_and_grad(total))(t)[0]):
-        np.testing.assert_allclose(found, total(t), rtol=1e-6)
-        assert found.dtype == total(t).dtype
-
-
 def test_nan_is_its_own_maximum_and_passes_clip():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with warnings.catch_warnings(action="error"):
         np.testing.assert_array_equal(grads(np.max, np.array([1.0, np.nan, np.nan]))[1][0], [0.0, 0.5, 0.5])
     np.testing.assert_array_equal(grads(lambda t: t.clip(0, 2), np.array([np.nan, 1.0]))[1][0], [1.0, 1.0])
 
@@ -6111,21 +5676,6 @@ def test_large_float16_means_have_a_gradient():
     t.mean().backward()
     assert t.grad[0] == np.float16(1 / 70_000)
     assert leaf([1.0, 3.0], np.float32).var(ddof=np.int64(1)).dtype == np.float32
-
-
-def test_users_rule_for_a_plain_function_and_a_ufunc_and_a_replacement():
-    softplus = defvjp(lambda x: np.logaddexp(x, 0), lambda g, out, x: g / (1 + np.exp(-x)))
-    x = np.linspace(-3, 3, 7)
-    assert gradcheck(softplus, x)
-    assert type(softplus(x)) is np.ndarray
-    before = tinygrad_lite._table[np.arcsinh].vjps
-    try:
-        assert defvjp(np.arcsinh, lambda g, out, x: g / np.sqrt(x * x + 1)) is np.arcsinh
-        assert gradcheck(np.arcsinh, x)
-        defvjp(np.arcsinh, lambda g, out, x: g * 7)
-        np.testing.assert_array_equal(grads(np.arcsinh, x)[1][0], np.full(7, 7.0))
-    finally:
-        defvjp(np.arcsinh, *before)
 
 
 # --- SGD and gradcheck ------------------------------------------------------------------------------------------------
@@ -6160,18 +5710,7 @@ def test_sgd_follows_the_published_rule_step_by_step(dtype, lr, momentum, weight
         for p, theta in zip(params, thetas, strict=True):
             assert p.dtype == dtype
             np.testing.assert_allclose(p.data, theta, rtol=2e-6 if dtype is np.float32 else 1e-14, atol=1e-12)
-
-
-def test_sgd_numbers_worked_by_hand():
-    p = leaf(1.0)
-    optimizer = SGD([p], lr=0.1, momentum=0.9, weight_decay=0.5)
-    values = []
-    for _ in range(3):
-        p.grad = 2.0
-        optimizer.step()
-        values.append(p.item())
-    # g: 2.5, 2.375, 2.141875...; v: 2.5, 4.625, 6.30...; p: 0.75, 0.2875, -0.343125
-    assert values == pytest.approx([0.75, 0.2875, -0.343125], rel=1e-12)
+            p.grad[...] = 0.0  # of which nothing else may be left
 
 
 def test_sgd_passes_over_parameters_without_gradient_and_takes_a_numpy_rate():
@@ -6179,8 +5718,7 @@ def test_sgd_passes_over_parameters_without_gradient_and_takes_a_numpy_rate():
     optimizer = SGD((t for t in (p, q)), lr=np.float64(0.5))
     p.grad = [1.0]
     optimizer.step()
-    assert p.dtype == np.float32
-    assert (p.item(), q.item()) == (0.5, 1.0)
+    assert (p.item(), p.dtype, q.item()) == (0.5, np.float32, 1.0)
 
 
 def test_gradcheck_accepts_right_rules_and_names_what_is_wrong():
@@ -6208,53 +5746,31 @@ def anomaly(f: Any, *args: Any) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("f", "x", "what"),
-    [
-        (lambda x: np.log(x).sum(), [1.0, 0.0], "np.log of shape (2,) made nan or infinity"),
-        (lambda x: x / (x - x), [[1.0, 2.0]], "np.divide of shape (1, 2) and (1, 2) made nan or infinity"),
-        (lambda x: np.sqrt(x), -1.0, "np.sqrt of shape () made nan or infinity"),
-        (lambda x: np.exp(x) * 0, 1000.0, "np.exp of shape () made nan or infinity"),
-        (lambda x: (x - x) / np.linalg.norm(x * 0), [3.0], "np.divide of shape (1,) and () made nan or infinity"),
-        (lambda x: x ** np.array([0.5, 2.0]), [-1.0, 1.0], "np.power of shape (2,) and (2,) made nan or infinity"),
-        (lambda x: np.concatenate([x, x]).sum() * 1e308, [1.0, 2.0], "np.multiply of shape () made nan or infinity"),
-        (
-            lambda x: (x.astype(np.float32) * np.float32(1e38)).sum(),
-            [3.0, 4.0],
-            "np.multiply of shape (2,) and () made",
-        ),
-        (lambda x: np.sqrt(x).sum().backward(), [0.0, 1.0], "argument 0 of np.sqrt of shape (2,) made nan or infinity"),
-        (lambda x: (x**0.5).backward(), 0.0, "argument 0 of np.power of shape () made nan or infinity"),
-        (
-            lambda x: (x * 1e200 * 1e200).backward(),
-            1e-300,
-            "argument 0 of np.multiply of shape () made nan or infinity",
-        ),
-        (
-            lambda x: (x * 1e308 - x * -1e308).backward(),
-            0.0,
-            "argument 0 of np.multiply of shape () made nan or infinity",
-        ),
-        (lambda x: x.max() * np.arccos(x).sum(), [1.0, 2.0], "np.arccos of shape (2,) made nan or infinity"),
-        (lambda x: grad(lambda x: np.sqrt(x))(x), 0.0, "np.divide of shape () and () made nan or infinity"),
-        (
-            lambda x: jit(grad(lambda x: np.sqrt(x)))(x.data),
-            0.0,
-            "argument 0 of np.sqrt of shape () made nan or infinity",
-        ),
-        (
-            lambda x: hessian(lambda x: (x**1.5).sum())(x.data),
-            [0.0],
-            "argument 0 of np.power of shape (1,) made nan or infinity",
-        ),
-    ],
-)
+ANOMALIES: list[tuple[Any, Any, str]] = [
+    (lambda x: np.log(x).sum(), [1.0, 0.0], "np.log of shape (2,)"),
+    (lambda x: x / (x - x), [[1.0, 2.0]], "np.divide of shape (1, 2) and (1, 2)"),
+    (lambda x: np.sqrt(x), -1.0, "np.sqrt of shape ()"),
+    (lambda x: np.exp(x) * 0, 1000.0, "np.exp of shape ()"),
+    (lambda x: (x - x) / np.linalg.norm(x * 0), [3.0], "np.divide of shape (1,) and ()"),
+    (lambda x: x ** np.array([0.5, 2.0]), [-1.0, 1.0], "np.power of shape (2,) and (2,)"),
+    (lambda x: np.concatenate([x, x]).sum() * 1e308, [1.0, 2.0], "np.multiply of shape ()"),
+    (lambda x: x.astype(np.float32) * np.float32(1e38), [3.0, 4.0], "np.multiply of shape (2,) and ()"),
+    (lambda x: np.sqrt(x).sum().backward(), [0.0, 1.0], "argument 0 of np.sqrt of shape (2,)"),
+    (lambda x: (x**0.5).backward(), 0.0, "argument 0 of np.power of shape ()"),
+    (lambda x: (x * 1e200 * 1e200).backward(), 1e-300, "argument 0 of np.multiply of shape ()"),
+    (lambda x: (x * 1e308 - x * -1e308).backward(), 0.0, "argument 0 of np.multiply of shape ()"),
+    (lambda x: x.max() * np.arccos(x).sum(), [1.0, 2.0], "np.arccos of shape (2,)"),
+    (lambda x: grad(lambda x: np.sqrt(x))(x), 0.0, "np.divide of shape () and ()"),
+    (lambda x: jit(grad(lambda x: np.sqrt(x)))(x.data), 0.0, "argument 0 of np.sqrt of shape ()"),
+    (lambda x: hessian(lambda x: (x**1.5).sum())(x.data), [0.0], "argument 0 of np.power of shape (1,)"),
+]
+
+
+@pytest.mark.parametrize(("f", "x", "what"), ANOMALIES)
 def test_detect_anomaly_names_the_first_operation_the_shapes_and_the_line(f, x, what):
     said = anomaly(f, leaf(x))
-    assert what in said
-    lines, first = inspect.getsourcelines(f)
-    number = int(re.search(rf"see {re.escape(__file__)}, line (\d+)$", said)[1])
-    assert first <= number < first + len(lines)
+    assert f"{what} made nan or infinity" in said
+    assert said.endswith(f"see {__file__}, line {f.__code__.co_firstlineno}")
 
 
 def test_detect_anomaly_names_the_line_of_the_forward_pass_for_a_gradient():
@@ -6262,19 +5778,10 @@ def test_detect_anomaly_names_the_line_of_the_forward_pass_for_a_gradient():
         root = np.sqrt(x)
         return (root * 2).sum()
 
-    def step(x: Any) -> None:
-        model(x).backward()
-
-    number = int(anomaly(step, leaf([0.0])).rpartition(" ")[2])
+    number = int(anomaly(lambda x: model(x).backward(), leaf([0.0])).rpartition(" ")[2])
     assert linecache.getline(__file__, number).strip() == "root = np.sqrt(x)"
-
-
-def test_detect_anomaly_around_backward_alone_says_so():
-    out = np.sqrt(leaf(0.0))
-    said = anomaly(out.backward)
-    assert re.search(
-        r"argument 0 of np.sqrt of shape \(\) made nan or infinity .* put the forward pass inside as well", said
-    )
+    said = anomaly(model(leaf([0.0])).backward)  # around backward alone
+    assert re.search(r"argument 0 of np.sqrt of shape \(1,\) made .* put the forward pass inside as well", said)
 
 
 def test_detect_anomaly_lets_pass_what_was_infinite_before_and_changes_no_number():
@@ -6296,48 +5803,38 @@ def test_detect_anomaly_lets_pass_what_was_infinite_before_and_changes_no_number
     np.testing.assert_array_equal(x.grad, y.grad)
 
 
+@pytest.mark.filterwarnings("ignore:divide by zero", "ignore:overflow")
 def test_detect_anomaly_is_over_at_its_end_and_of_this_thread_alone():
-    fast = jit(grad(lambda x: np.sqrt(x)))
-    with np.errstate(all="ignore"):
-        with detect_anomaly(), detect_anomaly():
-            pass
-        assert np.log(leaf(0.0)).item() == -np.inf
-        with detect_anomaly():
-            found: list[Any] = []
+    def log_of_0(_: Any = None) -> None:
+        found.append(np.log(leaf(0.0)).item())
 
-            def elsewhere() -> None:
-                with np.errstate(all="ignore"):
-                    found.append(np.log(leaf(0.0)).item())
-
-            thread = threading.Thread(target=elsewhere)
-            thread.start()
-            thread.join()
-            assert found == [-np.inf]
-            with no_grad():
-                assert np.log(leaf(0.0)).item() == -np.inf
-                with detect_anomaly():
-                    assert not np.exp(leaf(0.0)).requires_grad
-            assert anomaly(np.log, leaf(0.0))
-            with pytest.raises(FloatingPointError):
-                np.log(leaf(0.0))
-        assert fast(np.float64(0)) == np.inf
-        assert np.isinf(np.exp(leaf(1e3)).item())
-    assert tinygrad_lite._detours == []
+    fast, x, found = jit(grad(lambda x: np.sqrt(x))), leaf(0.0), list[float]()
+    with detect_anomaly(), detect_anomaly():
+        pass
+    log_of_0()
+    with detect_anomaly():
+        in_threads(log_of_0, 1)
+        with no_grad():
+            log_of_0()
+            with detect_anomaly():
+                assert not np.exp(x).requires_grad
+        assert anomaly(np.log, x)
+        with pytest.raises(FloatingPointError):
+            np.log(x)
+    assert fast(np.float64(0)) == np.inf
+    assert np.isinf(np.exp(leaf(1e3)).item())
+    assert found == [-np.inf] * 3
+    assert engine_calls(lambda: -x) == 1  # the quick way again
     with pytest.raises(TypeError, match="cannot follow what detect_anomaly"):
         jit(lambda x: detect_anomaly().__enter__() or x)(1.0)
 
 
-def test_detect_anomaly_holds_no_graph():
-    x = leaf([1.0, 2.0])
+def test_detect_anomaly_holds_no_graph(no_collector):
     with detect_anomaly():
-        y = np.exp(x)
-        node = weakref.ref(y.data)
-        gc.disable()
-        try:
-            del y
-            assert node() is None
-        finally:
-            gc.enable()
+        y = np.exp(leaf([1.0, 2.0]))
+        value = weakref.ref(y.data)
+        del y
+        assert value() is None
 
 
 # --- to_dot -----------------------------------------------------------------------------------------------------------
@@ -6351,7 +5848,6 @@ def drawn(*args: Any, **options: Any) -> tuple[dict[str, dict[str, str]], set[tu
     for attributes in nodes.values():
         attributes["label"] = attributes["label"].strip('"').split("\\n")
     names = {name: attributes["label"][0] for name, attributes in nodes.items()}
-    assert all({e.get_source(), e.get_destination()} <= {*nodes} for e in graph.get_edges())
     edges = {(names[e.get_source()], names[e.get_destination()]) for e in graph.get_edges()}
     return {names[name]: attributes for name, attributes in nodes.items()}, edges
 
@@ -6387,18 +5883,9 @@ def test_to_dot_draws_shared_nodes_once_options_and_no_values_of_large_arrays():
     large = "(40, 50) float64"
     assert [n["label"][1:] for n in nodes.values()] == [["(1, 50) float64"], [large], [large], [large]]
     total, product, tanh, name = nodes
-    assert total.startswith("np.sum")
-    assert "{'axis': 0, 'keepdims': True}" in total
+    assert total == "np.sum {'axis': 0, 'keepdims': True}"
     assert name == r"the \"x\"\\"
     assert edges == {(name, tanh), (tanh, product), (product, total)}
-
-
-def test_sgd_and_to_dot_say_what_they_take():
-    for w in (leaf(1.0), leaf([1.0, 2.0])):
-        with pytest.raises(ValueError, match=r"list of Tensors: write \[w\]"):
-            SGD(w, lr=0.1)
-    with pytest.raises(TypeError, match="takes a Tensor, not ndarray"):
-        to_dot(np.ones(3))
 
 
 def test_to_dot_of_leaves_constants_scalars_and_lazy_arrays():
@@ -6410,9 +5897,7 @@ def test_to_dot_of_leaves_constants_scalars_and_lazy_arrays():
     assert nodes["leaf"]["label"] == ["leaf", "(5,) float64"]
     assert nodes["np.sum"]["label"] == ["np.sum", "() float64"]
     x = leaf(np.ones(20_000))
-    total = (x * x).sum()
-    total.backward()
-    assert drawn(total)[0]["np.sum"]["label"] == ["np.sum", "() float64", "20000."]
+    assert drawn((x * x).sum())[0]["np.sum"]["label"] == ["np.sum", "() float64", "20000."]
 
 
 def test_to_dot_draws_deep_graphs_whole_and_numbers_at_every_use():
@@ -6425,13 +5910,6 @@ def test_to_dot_draws_deep_graphs_whole_and_numbers_at_every_use():
     x = np.ones(2)
     text = to_dot(((leaf(1.0) * 2) ** 2 * x * x).sum())
     assert (text.count('"2"'), text.count('"(2,) float64')) == (2, 1)
-
-
-def test_tensor_shows_itself_as_numpy_does():
-    for x in (np.arange(3000.0), np.ones((2000, 2)), np.array(2.5), np.array([1.0, 2.0]), np.arange(4).reshape(2, 2)):
-        shown = repr(x).replace("\n      ", "\n       ")  # Tensor is one letter longer than array
-        assert repr(Tensor(x)) == re.sub(r",\s+shape=.*\)", ")", shown).replace("array", "Tensor")
-    assert "..." in repr(Tensor(np.arange(3000.0)))
 
 
 # --- Bad input to the engine ------------------------------------------------------------------------------------------
@@ -6467,22 +5945,17 @@ ERRORS: list[tuple[str, Any, type[Exception], str]] = [
     ("several", lambda: grad(lambda x: x)(np.ones(3)), ValueError, r"one number, not \(3,\): \.sum\(\) it"),
     ("boolean argument", lambda: grad(lambda x: x * 2)(True), TypeError, r"bool data cannot require gradients: .*3\.0"),
     ("dtype by position", lambda: Tensor([1.0], np.float32), ValueError, r"True or False, not .*write dtype="),
-    ("integer leaf", lambda: Tensor(3, requires_grad=True), TypeError, r"cannot require gradients: give dtype=float"),
+    ("integer leaf", lambda: Tensor(3, requires_grad=True), TypeError, r"int64 data cannot require.*dtype=float"),
     ("argnums twice", lambda: grad(lambda x, y: x * y, (0, -2))(1.0, 2.0), ValueError, r"of 2 .*, not \(0, -2\)"),
     ("no such argument", lambda: grad(lambda x: x, 1)(1.0), ValueError, r"argnums .* 1 arguments, not \(1,\)"),
     ("no tuples", lambda: jvp(abs, np.ones(1), np.ones(1)), TypeError, r"write \(x,\) and \(v,\)"),
     ("tangents", lambda: jvp(lambda p: p["a"], ({"a": 1.0},), ({"b": 1.0},)), ValueError, r"structure.*\{'a': \(\)\}"),
     ("tangent shape", lambda: jvp(abs, (1.0,), (np.ones(2),)), ValueError, r"arguments, \(\(\),\), not \(\(2,\),\)"),
     ("inner Tensor", lambda: defvjp(lambda x: x * leaf(2.0), lambda g, out, x: g)(leaf(1.0)), TypeError, r"gave a T"),
-    ("integers", lambda: Tensor([1, 2], requires_grad=True), TypeError, r"int64 data cannot require.*dtype=float"),
     ("booleans", lambda: Tensor(True, requires_grad=True), TypeError, r"bool data cannot require.*dtype=float"),
-    ("strings", lambda: Tensor(["a"], requires_grad=True), TypeError, r"<U1: convert it first"),
-    ("objects", lambda: Tensor([object()], requires_grad=True), TypeError, r"dtype object: convert it first"),
     ("text column", lambda: Tensor(pd.Series(["a", "b"])), TypeError, r"convert it first"),
     ("mixed frame", lambda: leaf(1.0) * pd.DataFrame({"a": [1], "b": ["x"]}), TypeError, r"convert it first"),
     ("complex", lambda: Tensor(1j), TypeError, r"complex128: use \.real and \.imag"),
-    ("complex operand", lambda: leaf(1.0) * 1j, TypeError, r"complex128: use \.real and \.imag"),
-    ("complex array", lambda: np.array([1j]) * leaf(1.0), TypeError, r"complex128: use \.real and \.imag"),
     ("masked array", lambda: Tensor(np.ma.array([1.0], mask=[True])), TypeError, r"\.filled"),
     ("ragged", lambda: Tensor([[1.0], [1.0, 2.0]]), ValueError, r"inhomogeneous"),
     ("Tensor of a Tensor", lambda: Tensor(leaf(1.0)), TypeError, r"\.detach\(\)"),
@@ -6507,35 +5980,25 @@ ERRORS: list[tuple[str, Any, type[Exception], str]] = [
     ("X.dot", lambda: np.ones((2, 2)).dot(leaf([1.0, 2.0])), TypeError, r"NumPy array.*X @ t for X\.dot\(t\)"),
     ("float", lambda: float(leaf(1.0)), TypeError, r"Python number.*np\. functions.*\.item\(\)"),
     ("int", lambda: int(leaf(1.0)), TypeError, r"Python number.*np\. functions.*\.item\(\)"),
-    ("math.exp", lambda: math.exp(leaf(1.0)), TypeError, r"Python number.*np\. functions.*\.item\(\)"),
     ("np.float64", lambda: np.float64(leaf(1.0)), TypeError, r"\.item\(\)"),
     ("array[:] = t", lambda: operator.setitem(np.zeros(2), slice(None), leaf([1.0, 2])), TypeError, r"\.item\(\)"),
-    ("array += t", lambda: operator.iadd(np.zeros(2), leaf(1.0)), TypeError, r"np\.add with out=.*y = np\.add"),
-    ("out=", lambda: np.exp(leaf(1.0), out=np.zeros(())), TypeError, r"np\.exp with out="),
-    ("where=", lambda: np.exp(leaf(1.0), where=True), TypeError, r"np\.exp with where="),
-    ("reduce", lambda: np.add.reduce(leaf([1.0])), TypeError, r"np\.add\.reduce"),
-    ("add.at", lambda: np.add.at(np.zeros(2), [0], leaf([1.0])), TypeError, r"np\.add\.at"),
-    ("no rule", lambda: np.fft.fft(leaf([1.0])), TypeError, r"np\.fft\.fft has no derivative rule.*defvjp"),
-    ("no rule for a ufunc", lambda: np.spacing(leaf([1.0])), TypeError, r"np\.spacing has no derivative rule.*defvjp"),
+    ("array += t", lambda: operator.iadd(np.zeros(2), leaf(1.0)), TypeError, r"np\.add with out=.*a \+ t for .*np\.a"),
+    ("no rule", lambda: np.fft.fft(leaf([1.0])), TypeError, r"np\.fft\.fft has no .*defvjp.* give it t\.data where"),
+    ("no rule of SciPy", lambda: scipy.special.gamma(leaf(1.0)), TypeError, r"^gamma has no .*with defvjp\(gamma, "),
     ("no function", lambda: defvjp(3, lambda g: g), TypeError, r"takes a function.*not 3"),  # type: ignore[arg-type]
     ("rule without rules", lambda: defvjp(lambda x: x), TypeError, r"takes a function and rules, not.*\(\)"),
     ("nothing", lambda: Tensor(None), TypeError, r"not None"),
     ("objects", lambda: Tensor([object()]), TypeError, r"dtype object: convert it first"),
     ("gradcheck of integers", lambda: gradcheck(lambda x: x * 2, 2), TypeError, r"no float argument"),
-    ("no rule for an option", lambda: np.sum(leaf([1.0]), dtype=float), TypeError, r"np\.sum.* takes no dtype: say it"),
-    ("no rule for an argument", lambda: np.where(leaf([1.0]), 1.0, 2.0), TypeError, r"np\.where.*argument 0"),
+    ("no rule for one", lambda: np.where(leaf([1.0]), 1.0, 2.0), TypeError, r"np\.where.*argument 0: detach\(\)"),
     ("by keyword", lambda: np.sum(leaf([1.0]), axis=leaf(0.0)), TypeError, r"by position"),
     ("multiplied by text", lambda: leaf(1.0) + "a", TypeError, r"unsupported operand"),
+    ("an object times", lambda: object() * leaf(1.0), TypeError, r"unsupported operand"),
     ("length of a number", lambda: len(leaf(1.0)), TypeError, r"len\(\) of unsized"),
     ("iteration over a number", lambda: list(leaf(1.0)), TypeError, r"len\(\) of unsized"),
-    ("constant argument", lambda: np.where(leaf([1.0]), 1.0, 2.0), TypeError, r"argument 0: detach\(\) a constant"),
-    ("where of a product", lambda: np.prod(leaf([1.0]), where=[True]), TypeError, r"np\.prod .*takes no where: say it"),
-    ("out of max", lambda: np.max(leaf([1.0]), out=leaf(1.0)), TypeError, r"np\.max .*takes no out: say"),
-    ("data for a constant", lambda: np.fft.fft(leaf([1.0])), TypeError, r"or give it t\.data where gradients may end"),
     ("to be saved", lambda: np.savez(io.BytesIO(), t=Tensor([1.0])), TypeError, r"np\.savez has.*give it t\.data"),
     ("copy of a result", lambda: copy.deepcopy(leaf(1.0) * 2), TypeError, r"graph, which np\.copy\(t\) keeps.*detach"),
     ("frozen result", lambda: setattr(leaf(1.0) * 2, "requires_grad", False), ValueError, r"\.detach\(\) cuts it off"),
-    ("array += t by name", lambda: operator.iadd(np.zeros(2), leaf(1.0)), TypeError, r"write a = a \+ t for a \+= t"),
     ("None in a structure", lambda: grad(lambda p: p["a"])({"a": 1.0, "b": None}), TypeError, r"None: is a value or"),
     ("gradcheck of a dict", lambda: gradcheck(len, {"q": np.ones(2)}), TypeError, r"no dict: write gradcheck\(lambda"),
     ("and of more", lambda: gradcheck(max, 1.0, {"q": [leaf(2.0)]}), TypeError, r"no dict: write gradcheck\(lambda"),
@@ -6546,16 +6009,16 @@ ERRORS: list[tuple[str, Any, type[Exception], str]] = [
     ("rebound parameter", lambda: rebound().backward(), ValueError, r"requires no gradient: .*w -= "),
     ("dict of Tensors", lambda: FIRST({"a": leaf(1.0)}), TypeError, r"one by one, by position: no list, dict or key"),
     ("tuple of Tensors", lambda: FIRST((leaf(1.0), 2.0)), TypeError, r"one by one, by position: no list, dict or key"),
+    ("list of Tensors", lambda: FIRST([leaf(1.0)] * 2), TypeError, r"one by one, by position: no list, dict or key"),
     ("index", lambda: [1, 2][leaf(1.0)], TypeError, r"integer"),
     ("truth of several", lambda: bool(leaf([1.0, 2.0])), ValueError, r"ambiguous"),
     ("item of several", lambda: leaf([1.0, 2.0]).item(), ValueError, r"size 1"),
     ("out of range", lambda: leaf([1.0, 2.0])[2], IndexError, r"index 2 is out of bounds"),
-    ("SGD over nothing", lambda: SGD([], lr=0.1), ValueError, r"no parameters"),
     ("SGD over an array", lambda: SGD([np.ones(2)], lr=0.1), ValueError, r"parameter 0, ndarray, is not one"),
     ("SGD over a Tensor", lambda: SGD(leaf([1.0]), lr=0.1), ValueError, r"list of Tensors: write \[w\]"),
     ("SGD over a constant", lambda: SGD([leaf(1.0), Tensor(1.0)], lr=0.1), ValueError, r"parameter 1, Tensor, is not"),
+    ("to_dot of an array", lambda: to_dot(np.ones(3)), TypeError, r"takes a Tensor, not ndarray"),
     ("SGD over a result", lambda: SGD([leaf(1.0) * 2], lr=0.1), ValueError, r"parameter 0"),
-    ("SGD twice", lambda: SGD([leaf(1.0)] * 2, lr=0.1), ValueError, r"twice"),
     ("negative rate", lambda: SGD([leaf(1.0)], lr=-0.1), ValueError, r"lr=-0\.1"),
     ("nan rate", lambda: SGD([leaf(1.0)], lr=math.nan), ValueError, r"lr=nan"),
     ("no rate", lambda: SGD([leaf(1.0)], lr=None), ValueError, r"lr=None"),  # type: ignore[arg-type]
@@ -6585,12 +6048,6 @@ def test_what_an_error_says_to_do_computes_the_same_with_the_same_gradient(name)
     assert (result.data, result.dtype) == (expected, expected.dtype)
     result.backward()
     np.testing.assert_array_equal(t.grad, np.ones((2, 3)))
-    a, t = np.ones((2, 3)), leaf(x)  # a = a + t for a += t
-    (a + t).sum().backward()
-    np.testing.assert_array_equal(t.grad, np.ones((2, 3)))
-    t, c = leaf(2.0), leaf(True * 1.0)  # np.copy(t) for copy.deepcopy(t), detach() a constant
-    (np.copy(t * 3) * np.where(c.detach(), 1.0, 2.0)).backward()
-    assert (t.grad, c.grad) == (3.0, None)
 
 
 def test_no_message_gives_an_advice_that_changes_a_result():
@@ -6627,24 +6084,6 @@ def test_everything_public_has_an_example_and_says_what_it_raises():
     assert [name for name in methods if not inspect.getdoc(getattr(Tensor, name))] == []
 
 
-class Watch:
-    """An observer that keeps the gradients of a way back, by the order of nodes."""
-
-    def __init__(self, root: Any):
-        self.gradients = {root[0]: np.float64(1)}
-
-    def gradient(self, root: Any, node: Any, i: int, g: Any, total: Any) -> None:
-        self.gradients[node[2][i][0]] = total
-
-
-def gradients_within(loss: Tensor) -> list[str]:
-    """The gradients of the operations behind a number, as the README's diagrams show them."""
-    with tinygrad_lite._set("observer", Watch(loss._node)) as watch:
-        tinygrad_lite._backward(loss._node, np.float64(1))
-    whole = [np.broadcast_to(watch.gradients[node[0]], np.shape(node[4])) for node in nodes_of(loss) if node[1]]
-    return [np.array2string(g, separator=", ").replace("\n", "<br>") for g in whole]
-
-
 def as_mermaid(dot: str) -> str:
     """What to_dot says, in the language of the README's diagrams."""
     boxes, edges = ["flowchart TD"], list[str]()
@@ -6656,6 +6095,24 @@ def as_mermaid(dot: str) -> str:
         text = "<br>".join([part for part in label.split("\\n") if part != "() float64"])
         boxes.append(f'  {name}(["{text}"])' if "fillcolor" in line else f'  {name}["{text}"]')
     return "\n".join([*boxes, f"  {'; '.join(edges)}"])
+
+
+def assert_chain_rule(diagram: str) -> None:
+    """The gradients that a diagram shows follow from its values: by differences, from those of what a box goes into."""
+    boxes = {name: label.split("<br>") for name, label in re.findall(r'(\w+)\(?\["(.*?)"\]', diagram)}
+    gradients = {name: float(parts[2].removeprefix("gradient ")) for name, parts in boxes.items() if len(parts) > 2}
+    sums = dict.fromkeys(boxes, 0.0) | {next(iter(boxes)): 1.0}
+    for name, parts in boxes.items():
+        operands = re.findall(rf"(\w+) --> {name}\b", diagram)
+        numbers = [float((boxes[x] * 2)[1]) for x in operands]
+        function = operator.attrgetter(parts[0].removeprefix("np."))(np) if operands else None
+        for x, g in zip(operands, central_differences(function, numbers, gradients.get(name)), strict=True):
+            sums[x] += g
+    assert {name: sums[name] for name in gradients} == pytest.approx(gradients, rel=1e-6)
+
+
+def python_blocks(text: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
 
 def prose_of(page: Path) -> str:
@@ -6726,9 +6183,9 @@ def test_examples_of_the_readme_and_the_docs_print_what_they_say(capsys, request
         if re.search("^import (torch|jax|numba)$", block, re.MULTILINE):
             continue  # see below
         if language == "mermaid":  # the graph that the block before drew
-            within = re.compile(r'\["(np\..*)<br>gradient (.*)"\]$', re.MULTILINE)
+            within = re.compile(r'\["(np\..*)<br>gradient .*"\]$', re.MULTILINE)
             assert within.sub(r'["\1"]', block).rstrip() == as_mermaid(names.pop("graph"))
-            assert sorted(g for _, g in within.findall(block)) == sorted(gradients_within(names["loss"]))
+            assert_chain_rule(block)
             continue
         if block.startswith("import numpy as np\n\n\ndef "):  # what the block before prints
             assert printed.rstrip() == block.rstrip()
@@ -6742,7 +6199,7 @@ def test_examples_of_the_readme_and_the_docs_print_what_they_say(capsys, request
 
 def recipes() -> list[str]:
     text = README.read_text()
-    return re.findall(r"```python\n(.*?)```", text[text.index("## Recipes") : text.index("## The code by")], re.DOTALL)
+    return python_blocks(text[text.index("## Recipes") : text.index("## The code by")])
 
 
 def test_no_recipe_is_longer_than_twelve_lines():
@@ -6785,8 +6242,8 @@ def test_convolution_of_the_recipes_is_that_of_scipy():
 
 @pytest.mark.parametrize("library", ["torch", "jax", "numba"])
 def test_examples_for_other_libraries_print_what_they_say(tmp_path, library):
-    text = "\n".join([page.read_text() for page in PAGES])
-    blocks = [b for b in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if f"\nimport {library}\n" in f"\n{b}"]
+    blocks = [block for page in PAGES for block in python_blocks(page.read_text())]
+    blocks = [block for block in blocks if f"\nimport {library}\n" in f"\n{block}"]
     assert len(blocks) == {"torch": 2, "jax": 2, "numba": 1}[library]
     for block in blocks:
         compile(block, "fit.py", "exec")
@@ -6838,27 +6295,16 @@ def test_table_of_peers_says_what_they_do_with_an_ordinary_function():
         assert row("MyGrad 2.3", by_mygrad) in text
 
 
-def test_sources_in_the_readme_run_on_their_own_in_a_fresh_interpreter(tmp_path):
-    text = README.read_text()
-    loss, predict = re.findall(r"```python\n(import numpy as np\n\n\ndef .*?)```", text, re.DOTALL)
-    rng = np.random.default_rng(0)
-    arrays = [rng.normal(size=shape) for shape in ((3, 16), 16, (16, 1), 1, (105, 3), (105, 1))]
-    np.savez(tmp_path / "arrays.npz", *arrays)
-    model = dict(zip(("W1", "b1", "W2", "b2"), arrays, strict=False))
-    np.savez(tmp_path / "model.npz", **model)
-    program = f"""{loss}
-arrays = [*np.load("arrays.npz").values()]
-value, *gradients = loss(*arrays)
-{predict}
-np.savez("found.npz", predict(arrays[4], **np.load("model.npz")), value, *gradients)
-"""
-    done = subprocess.run([sys.executable, "-I", "-c", program], cwd=tmp_path, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-    found = [*np.load(tmp_path / "found.npz").values()]
-    h = np.tanh(arrays[4] @ arrays[0] + arrays[1])
-    np.testing.assert_allclose(found[0], h @ arrays[2] + arrays[3], rtol=1e-12)
+def test_sources_in_the_readme_need_numpy_alone_and_compute_what_the_functions_do():
+    sources = [block for block in python_blocks(README.read_text()) if block.startswith("import numpy as np\n\n\ndef ")]
+    assert re.findall(r"\b(?:import|from) (\w+)", "".join(sources)) == ["numpy", "numpy"]
+    rng, names = np.random.default_rng(0), dict[str, Any]()
+    for source in sources:
+        exec(source, names)
+    W, b, V, c, X, _ = arrays = [rng.normal(size=shape) for shape in ((3, 16), 16, (16, 1), 1, (105, 3), (105, 1))]
+    np.testing.assert_allclose(names["predict"](X, W, b, V, c), np.tanh(X @ W + b) @ V + c, rtol=1e-12)
     value, gradients = value_and_grad(two_layers, (0, 1, 2, 3))(*arrays)
-    for x, expected in zip(found[1:], (value, *gradients), strict=True):
+    for x, expected in zip(names["loss"](*arrays), (value, *gradients), strict=True):
         np.testing.assert_allclose(x, expected, rtol=1e-10, atol=1e-12)
 
 
