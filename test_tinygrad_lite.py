@@ -2212,27 +2212,28 @@ def test_heart_alone_does_the_example_of_micrograd(heart):
     assert (f"{g.item():.4f}", f"{a.grad:.4f}", f"{b.grad:.4f}") == ("24.7041", "138.8338", "645.5773")
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_heart_alone_does_the_tensor_job(dtype, heart):
+def trained(engine: Any, dtype: Any) -> list[Any]:
+    """The last loss and the parameters of a small network, after training with an engine."""
     rng = np.random.default_rng(0)
     X, W = rng.normal(size=(50, 3)).astype(dtype), rng.normal(size=(3, 4)).astype(dtype)
-    y = np.sin(X[:, :1])
-    found = []
-    for engine in (heart, tinygrad_lite):
-        starts = W, np.zeros(4, dtype), W[:1].T, dtype(0)
-        W1, b1, W2, b2 = params = [engine.Tensor(start, requires_grad=True) for start in starts]
-        optimizer, losses = engine.SGD(params, lr=0.1, momentum=0.9), []
-        for _ in range(100):
-            optimizer.zero_grad()
-            loss = ((np.tanh(X @ W1 + b1) @ W2 + b2 - y) ** 2).mean()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-        assert losses[-1] < losses[0] / 10
-        assert {p.dtype for p in params} == {np.dtype(dtype)}
-        found.append([losses[-1], *[p.data for p in params]])
-    for p, q in zip(*found, strict=True):
-        np.testing.assert_array_equal(p, q)
+    starts = W, np.zeros(4, dtype), W[:1].T, dtype(0)
+    W, b, V, c = parameters = [engine.Tensor(start, requires_grad=True) for start in starts]
+    optimizer, losses = engine.SGD(parameters, lr=0.1, momentum=0.9), []
+    for _ in range(100):
+        optimizer.zero_grad()
+        loss = ((np.tanh(X @ W + b) @ V + c - np.sin(X[:, :1])) ** 2).mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] / 10
+    return [losses[-1], *[p.data for p in parameters]]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_heart_alone_does_the_tensor_job(dtype, heart):
+    found = trained(heart, dtype)
+    assert_alike(found, trained(tinygrad_lite, dtype), rtol=0, atol=0)
+    assert {p.dtype for p in found[1:]} == {np.dtype(dtype)}
     with heart.no_grad():
         assert not (heart.Tensor(1.0, requires_grad=True) * 2).requires_grad
 
@@ -2243,12 +2244,12 @@ def test_without_jit_all_else_works():
     def f(x: Any) -> Any:
         return np.sum(np.sin(x) * np.sort(x) ** 2) + np.linalg.norm(np.concatenate([x, x[:1]]))
 
-    for name in ("grad", "value_and_grad", "hessian"):
-        assert_alike(getattr(cut, name)(f)(x), getattr(tinygrad_lite, name)(f)(x))
-    assert_alike(cut.jvp(f, (x,), (x,)), jvp(f, (x,), (x,)))
+    found, expected = [
+        [e.value_and_grad(f)(x), e.hessian(f)(x), e.jvp(f, (x,), (x,)), e.to_dot(e.Tensor(3.0, requires_grad=True) * 2)]
+        for e in (cut, tinygrad_lite)
+    ]
+    assert_alike(found, expected)
     assert cut.gradcheck(lambda x: cut.sigmoid(x) * cut.relu(x), x)
-    w = cut.Tensor(3.0, requires_grad=True)
-    assert cut.to_dot(w * 2, {"w": w}) == to_dot((v := leaf(3.0)) * 2, {"w": v})
     infinite = pytest.raises(FloatingPointError, match=r"np\.sqrt of shape \(\) made nan or infinity")
     with np.errstate(all="ignore"), infinite, cut.detect_anomaly():
         cut.grad(np.sqrt)(np.float64(0.0))
@@ -2294,26 +2295,23 @@ def test_second_backward_accumulates_on_leaves_only():
 
 def test_optimizer_step_between_forward_and_backward_changes_no_gradient():
     w, b = leaf([2.0, 3.0]), leaf(1.0)
-    loss = (w * w * b).sum()
-    loss.backward()
-    before = w.grad.copy(), b.grad.copy()
-    optimizer = SGD([w, b], lr=0.5)
-    optimizer.step()
-    optimizer.zero_grad()
-    assert (w.grad, b.grad) == (None, None)
-    loss.backward()
-    np.testing.assert_array_equal(w.grad, before[0])
-    np.testing.assert_array_equal(b.grad, before[1])
-    np.testing.assert_array_equal(w.data, [2 - 0.5 * 4, 3 - 0.5 * 6])
+    loss, optimizer = (w * w * b).sum(), SGD([w, b], lr=0.5)
+    for expected in ([2.0, 3.0], [2 - 0.5 * 4, 3 - 0.5 * 6]):
+        np.testing.assert_array_equal(w.data, expected)
+        optimizer.zero_grad()
+        assert (w.grad, b.grad) == (None, None)
+        loss.backward()
+        assert (w.grad.tolist(), b.grad) == ([4.0, 6.0], 13.0)
+        optimizer.step()
 
 
 def test_a_chain_of_very_many_operations_needs_no_recursion():
     x = leaf(1.0)
     y = x
-    for _ in range(200_000):
+    for _ in range(100_000):
         y = y * 1.00001
     y.backward()
-    assert x.grad == pytest.approx(1.00001**200_000, rel=1e-9)
+    assert x.grad == pytest.approx(1.00001**100_000, rel=1e-9)
     del y  # freeing the chain must not recurse either
 
 
@@ -2375,63 +2373,58 @@ def test_gradients_of_elements_add_up_in_one_array_however_often_an_array_is_ind
 
     def f(x: Any) -> Any:  # a recurrent network reads its steps so
         pairs = [(x[i] * weights[i], x[i, 1:3] * x[[i, i], 0]) for i in range(60)]
-        return sum([np.sum(a) + np.sum(b) for a, b in pairs]) + np.sum(x * x)
-
-    def of_products(x: Any) -> Any:
-        out = 2 * x
-        out[:, 0] += x[:, 1:3].sum(1)
-        out[:, 1:3] += x[:, :1]
-        return out
+        return sum([a.sum() + b.sum() for a, b in pairs]) + (x * x).sum()
 
     gradient = grad(f)(x)
     assert made == [(60, 5)]
-    np.testing.assert_allclose(gradient, weights + of_products(x), rtol=1e-13)
+    monkeypatch.undo()
+    np.testing.assert_allclose(gradient, autograd.grad(f)(x), rtol=1e-13)
     with forgetful():  # and what is recorded for a second time has the same to say
-        second = grad(lambda x: np.sum(grad(f)(x) * weights))(x)
-    np.testing.assert_allclose(second, of_products(weights), rtol=1e-12)
+        second = grad(lambda x: (grad(f)(x) * weights).sum())(x)
+    expected = autograd.grad(lambda x: (autograd.grad(f)(x) * weights).sum())(x)
+    np.testing.assert_allclose(second, expected, rtol=1e-12)
 
 
 def test_gradients_of_elements_and_of_whole_arrays_add_up_in_either_order_and_over_calls():
     x, lazy = np.random.default_rng(0).normal(size=(3, 4)), da.ones((3, 4), chunks=2) * 3
-    row = np.array([[0.0], [2.0], [0.0]])
-    t = leaf(x)
-    for f in (lambda t: np.sum(t[1] * 2) + np.sum(t * t), lambda t: np.sum(t * t) + np.sum(t[1] * 2)):
-        t.grad = None
+    of_row = np.array([[0.0], [2.0], [0.0]])
+    for order in (1, -1):
+
+        def f(t: Any, other: Any, order: int = order) -> Any:
+            return sum([np.sum(t[1] * 2), np.sum(t * other)][::order])
+
+        t = leaf(x)
         for times in (1, 2):
-            f(t).backward()
-            np.testing.assert_allclose(t.grad, times * (2 * x + row))
-    for f in (lambda t: np.sum(t[1] * 2) + np.sum(t * lazy), lambda t: np.sum(t * lazy) + np.sum(t[1] * 2)):
+            f(t, t).backward()
+            np.testing.assert_allclose(t.grad, times * (2 * x + of_row))
         with nothing_is_fetched():
-            gradient = grad(f)(x)
-        np.testing.assert_array_equal(gradient, np.full((3, 4), 3.0) + row)
+            gradient = grad(f)(x, lazy)
+        np.testing.assert_array_equal(gradient, np.full((3, 4), 3.0) + of_row)
 
 
 def test_gradients_that_are_views_of_what_nobody_else_has_are_not_copied_and_others_are():
-    x, constant, y = np.ones((2, 3)), np.full((3, 2), 2.0), np.ones(6)
+    x, constant, y = np.ones((2, 3)), np.full((3, 2), 2.0), np.ones((3, 2))
     turned = grad(lambda x: np.sum(x.T * constant))(x)
     assert turned.base is not None
     turned += 1.0
     np.testing.assert_array_equal(constant, 2.0)
-    of_x, of_y = grad(lambda x, y: np.sum((np.reshape(x, 6) + y) ** 2), (0, 1))(x, y)
+    of_x, of_y = grad(lambda x, y: np.sum((np.reshape(x, 6) + np.reshape(y, 6)) ** 2), (0, 1))(x, y)
     assert not np.shares_memory(of_x, of_y)
-    first = grad(lambda x: np.sum(x[0] * 3.0))(np.ones((1000, 2)))  # a large array is not kept for a small view
-    assert first.base is None
+    part = grad(lambda x: np.sum(np.concatenate([x, np.ones(1000)]) ** 2))(np.ones(2))
+    assert part.base is None  # a large array is not kept for a small view
 
 
 def test_gradients_shared_by_two_leaves_are_arrays_of_their_own():
-    x, y, g = leaf([1.0, 2.0]), leaf([3.0, 4.0]), np.array([1.0, 1.0])
+    x, y, s, z, g = leaf([1.0, 2.0]), leaf([3.0, 4.0]), leaf(np.zeros((2, 3))), leaf(5.0), np.array([1.0, 1.0])
     (x + y).backward(g)
-    x.grad += 5
-    np.testing.assert_array_equal(y.grad, [1.0, 1.0])
-    np.testing.assert_array_equal(g, [1.0, 1.0])
-    s, z = leaf(np.zeros((2, 3))), leaf(5.0)
     s.sum().backward()
-    s.grad[0, 0] = 7.0
-    np.testing.assert_array_equal(s.grad, [[7, 1, 1], [1, 1, 1]])
     z.backward()
     assert (type(z.grad), z.grad) == (np.ndarray, 1.0)
-    z.grad[...] = 3.0
-    assert z.grad == 3.0
+    for gradient in (x.grad, s.grad[0, :1], z.grad):
+        gradient += 5
+    np.testing.assert_array_equal([y.grad, g], np.ones((2, 2)))
+    np.testing.assert_array_equal(s.grad, [[6, 1, 1], [1, 1, 1]])
+    assert z.grad == 6.0
     x.grad = y.grad = None
     (x + y).backward(np.ones(2), create_graph=True)
     assert not np.shares_memory(x.grad.data, y.grad.data)
@@ -2542,7 +2535,8 @@ def test_a_gradient_given_from_outside_may_lie_anyhow_in_memory():
 
 
 @pytest.mark.parametrize(
-    ("shape", "returned"), [((0, 3), (0, 5)), ((0, 5), (0, 3)), ((0, 0, 3), (0, 2, 3)), ((3,), ()), ((2, 3), ())]
+    ("shape", "returned"),
+    [((0, 3), (0, 5)), ((0, 5), (0, 3)), ((0, 0, 3), (0, 2, 3)), ((3,), ()), ((2,), (3,)), ((2,), (5, 2))],
 )
 def test_a_rule_that_returns_another_shape_is_an_error_also_where_there_are_no_elements(shape, returned):
     wrong = defvjp(lambda x: x * 2, lambda g, out, x: np.zeros(returned))
@@ -2572,20 +2566,21 @@ class OwnError(ValueError):
 def test_a_function_with_a_rule_that_fails_is_called_once_and_errors_of_a_programs_own_stay_what_they_are():
     calls = []
 
-    def fails(x, error=ValueError("no")):  # noqa: B008
+    def no(x, error=ValueError("no")):  # noqa: B008
         calls.append(x)
         raise error
 
-    function = defvjp(fails, lambda g, out, x, error=None: g)
-    for arguments, options in (((leaf([1.0, 2.0]),), {}), (([1.0], leaf(2.0)), {}), ((leaf([1.0]),), {"y": 1})):
+    function, x = defvjp(no, lambda g, out, x, error=None: g), leaf([1.0, 2.0])
+    for args, options, error, message in (
+        ((x,), {}, ValueError, r"no of shapes \(2,\): no$"),
+        ((x,), {"error": OwnError(3, "no")}, OwnError, r"^no 3$"),
+        (([1.0], leaf(2.0)), {}, TypeError, "no derivative rule for argument 1"),
+        ((x,), {"y": 1}, TypeError, "y"),
+    ):
         calls.clear()
-        with pytest.raises((ValueError, TypeError)):
-            function(*arguments, **options)
+        with pytest.raises(error, match=message):
+            function(*args, **options)
         assert len(calls) <= 1
-    with pytest.raises(ValueError, match=re.escape("fails of shapes (2,): no")):
-        function(leaf([1.0, 2.0]))
-    with pytest.raises(OwnError, match=r"^no 3$"):
-        function(leaf([1.0, 2.0]), error=OwnError(3, "no"))
 
 
 def test_an_optimizer_takes_gradients_that_can_be_differentiated():
@@ -2664,26 +2659,16 @@ def test_threads_that_come_to_the_same_leaf_lose_nothing():
 
 
 @pytest.mark.parametrize(("f", "orders"), [(lambda x, xp: xp.sin(x) * x**4, 4), (lambda x, xp: x**2, 3)])
-def test_create_graph_gives_derivatives_of_any_order(f, orders):
-    x = leaf(2.0)
-    y, expected = f(x, np), lambda x: f(x, anp)
+def test_create_graph_gives_derivatives_of_any_order_at_the_values_that_forward_saw(f, orders):
+    x, expected = leaf(2.0), lambda x: f(x, anp)
+    y = f(x, np)
+    x.data = 100.0
     for _ in range(orders):
         y.backward(create_graph=True)
         y, x.grad = x.grad, None
         expected = autograd.grad(expected)
         assert isinstance(y, Tensor)
         assert y.item() == pytest.approx(expected(2.0), rel=1e-12, abs=0)
-
-
-def test_create_graph_uses_the_values_that_forward_saw():
-    x = leaf(3.0)
-    y = x**3
-    x.data = 100.0
-    y.backward(create_graph=True)
-    assert x.grad.item() == 27.0
-    g, x.grad = x.grad, None
-    g.backward()
-    assert x.grad == 18.0
 
 
 def test_backward_with_create_graph_takes_a_tensor_as_gradient_and_records_within_no_grad():
@@ -2713,46 +2698,23 @@ def test_an_error_in_backward_leaves_all_gradients_as_they_were():
 # this file, and arrays that are made. benchmarks/peers.py takes the time.
 
 
-@contextlib.contextmanager
-def profiled(note: Any) -> Any:
-    sys.setprofile(note)
-    try:
-        yield
-    finally:
-        sys.setprofile(None)
-
-
-def engine_calls(step: Any) -> int:
-    """How many functions of the engine a call of step calls."""
-    calls: list[str] = []
-
-    def note(frame: Any, event: str, _: Any) -> None:
-        if event == "call" and frame.f_code.co_filename == tinygrad_lite.__file__:
-            calls.append(frame.f_code.co_name)
-
-    step()
-    with profiled(note):
-        step()
-    # Up to Python 3.11 comprehensions are functions of their own.
-    return len([name for name in calls if not name.startswith("<list") and not name.startswith("<gen")])
-
-
-def engine_steps(run: Any) -> int:
-    """How much the engine does in a call of run: its bytecodes, and the arguments that its functions get by a star."""
-    count = 0
+def engine_work(run: Any) -> tuple[int, int]:
+    """How many functions of the engine run calls, and in how many steps: bytecodes, and arguments given by a star."""
+    calls = steps = 0
 
     def within(frame: Any, event: str, _: Any) -> Any:
-        nonlocal count
-        count += event == "opcode"
+        nonlocal steps
+        steps += event == "opcode"
         return within
 
     def called(frame: Any, event: str, _: Any) -> Any:
-        nonlocal count
+        nonlocal calls, steps
         code = frame.f_code
         if code.co_filename != tinygrad_lite.__file__:
             return None
+        calls += not code.co_name.startswith(("<list", "<gen"))  # functions of their own up to Python 3.11
         if code.co_flags & inspect.CO_VARARGS:
-            count += len(frame.f_locals[code.co_varnames[code.co_argcount + code.co_kwonlyargcount]])
+            steps += len(frame.f_locals[code.co_varnames[code.co_argcount + code.co_kwonlyargcount]])
         frame.f_trace_opcodes = True
         return within
 
@@ -2762,13 +2724,18 @@ def engine_steps(run: Any) -> int:
         run()
     finally:
         sys.settrace(before)
-    return count
+    return calls, steps
+
+
+def engine_calls(run: Any) -> int:
+    run()  # what is done but once
+    return engine_work(run)[0]
 
 
 def assert_linear(run: Any) -> None:
     """That every further item costs run(n) what those before cost, and none more for their number."""
     run(3)  # what is done but once
-    few, more, most = [engine_steps(lambda n=n: run(n)) for n in (6, 12, 24)]
+    few, more, most = [engine_work(lambda n=n: run(n))[1] for n in (6, 12, 24)]
     assert most - more <= 2.01 * (more - few)  # as names with more digits may take a line of their own under jit
 
 
@@ -2829,15 +2796,13 @@ def test_jit_asks_python_for_the_variables_once_a_call_of_numpy(monkeypatch):
             found = getattr(self.frame, name)
             return Frame(found) if name == "f_back" and found else found
 
-    def many(x: Any) -> Any:
+    def two_calls(x: Any) -> Any:
         a = np.sin(x)
-        b = np.cos(a)
-        return np.exp(b) - a
+        return np.exp(a)
 
     monkeypatch.setattr(sys, "_getframe", lambda depth=0: Frame(frame_of(depth + 1)))
-    assert "a = np.sin(x)" in jit(many).source(np.ones(2))
-    monkeypatch.undo()
-    assert 0 < asked.count("f_locals") <= 4
+    assert "a = np.sin(x)" in jit(two_calls).source(np.ones(2))
+    assert asked.count("f_locals") == 2
 
 
 @pytest.mark.parametrize("axis", [*range(-3, 3), np.int64(1)])
@@ -3003,18 +2968,18 @@ def test_derivatives_up_to_the_third_along_a_random_direction_agree_with_differe
 def test_integers_as_arguments_are_taken_as_float64():
     square = grad(lambda x: (x**2).sum())
     for x in (3, np.int8(3), np.uint16(3), Tensor(3), np.arange(3), np.arange(3, dtype=np.uint8), Tensor([0, 1, 2])):
-        expected = np.asarray(2.0 * np.asarray(x))
         for f in (square, jit(square)):
-            np.testing.assert_array_equal(f(x), expected, strict=True)
-    gradient = grad(lambda p, y: (p["a"] * p["b"][0]).sum() + y)({"a": np.arange(3), "b": [2, np.float32(1)]}, 1)
-    np.testing.assert_array_equal(gradient["a"], [2.0, 2.0, 2.0])
-    assert (gradient["b"][0], gradient["b"][1].dtype) == (3.0, np.float32)
-    np.testing.assert_array_equal(hessian(lambda x: (x**3).sum())(np.arange(2)), [[0.0, 0.0], [0.0, 6.0]])
-    np.testing.assert_array_equal(jacobian(lambda x: x / 2)(np.array([1, 2])), [[0.5, 0.0], [0.0, 0.5]])
-    assert jvp(lambda x, y: x * y, (2, 3), (1, 10)) == (6.0, 23.0)
-    assert value_and_grad(lambda x: 1 / x)(2) == (0.5, -0.25)
-    assert grad(lambda x: x * grad(lambda y: x * y)(3))(2) == 4.0
-    assert value_and_grad(lambda x: (x * np.ones(2, np.float32)).sum())(3)[0].dtype == np.float32  # as of 3.0
+            np.testing.assert_array_equal(f(x), np.asarray(2.0 * np.asarray(x)), strict=True)
+    for f, *args in (
+        (grad(lambda p: (p["a"] * p["b"][0]).sum()), {"a": np.arange(3), "b": [2, np.float32(1)]}),
+        (hessian(lambda x: (x**3).sum()), np.arange(2)),
+        (jacobian(lambda x: x / 2), np.array([1, 2])),
+        (lambda x, y: jvp(lambda x, y: x * y, (x, y), (1, 10)), 2, 3),
+        (value_and_grad(lambda x: 1 / x), 2),
+        (value_and_grad(lambda x: (x * np.ones(2, np.float32)).sum()), 3),
+        (grad(lambda x: x * grad(lambda y: x * y)(3)), 2),
+    ):
+        assert_alike(f(*args), f(*tree_map(lambda x: x * 1.0, args)))
     for x in (True, np.array([True, False]), [True], "3", 1j):
         with pytest.raises((TypeError, ValueError)):
             grad(lambda x: np.sum(x * 2))(x)
@@ -3171,30 +3136,30 @@ def test_jvp_agrees_with_the_jacobian_and_with_differences(f):
 
 def test_jvp_takes_structures_and_can_be_differentiated():
     params, directions = {"w": np.ones(3), "b": 2.0}, {"w": np.arange(3.0), "b": 1.0}
-    value, tangent = jvp(lambda p, x: (p["w"] * x).sum() * p["b"], (params, 3.0), (directions, 0.5))
-    assert (value, tangent) == (18.0, 3 * 3.0 * 2 + 9.0 + 0.5 * 3 * 2)
+    found = jvp(lambda p, x: (p["w"] * x).sum() * p["b"], (params, 3.0), (directions, 0.5))
+    assert found == (18.0, 3 * 3.0 * 2 + 9.0 + 0.5 * 3 * 2)
     assert jvp(lambda x: 5.0, (1.0,), (1.0,)) == (5.0, 0.0)
     assert grad(lambda x: jvp(lambda y: y**3, (x,), (1.0,))[1])(2.0) == 12.0
     product = jacobian(lambda v: jvp(grad(lambda x: (x**3).sum()), (np.ones(2),), (v,))[1])
     np.testing.assert_array_equal(product(np.ones(2)), 6 * np.eye(2))
-    x, w = leaf(2.0), leaf(5.0)
+
+
+def test_jvp_of_tensors_that_require_gradients_gives_tensors():
+    x, v, w = leaf(2.0), leaf(2.0), leaf(5.0)
     jvp(lambda y: y**3, (x,), (1.0,))[1].backward()
-    assert x.grad == 12.0
-    value, tangent = jvp(lambda y: y**3, (3.0,), (x,))
+    value, tangent = jvp(lambda y: y**3, (3.0,), (v,))
     assert isinstance(value, np.ndarray)
     tangent.backward()
-    assert x.grad == 12.0 + 27.0
     value, tangent = jvp(lambda y: w * y**3, (2.0,), (1.0,))
     (value + tangent).backward()
-    assert (value.item(), tangent.item(), w.grad) == (40.0, 60.0, 8.0 + 12.0)
+    assert (x.grad, v.grad, value.item(), tangent.item(), w.grad) == (12.0, 27.0, 40.0, 60.0, 8.0 + 12.0)
     with no_grad():
-        assert isinstance(jvp(lambda y: y**3, (3.0,), (x,))[1], np.ndarray)
-        assert [*map(type, jvp(lambda y: w * y**3, (2.0,), (1.0,)))] == [np.ndarray] * 2
+        found = jvp(lambda y: y**3, (3.0,), (x,))[1], *jvp(lambda y: w * y**3, (2.0,), (1.0,))
+    assert {*map(type, found)} == {np.ndarray}
 
 
-def test_hessian_vector_products_take_two_lines_and_a_small_multiple_of_the_calls_of_a_gradient():
-    rng = np.random.default_rng(0)
-    X, x, v = rng.normal(size=(30, 8)), rng.normal(size=8), rng.normal(size=8)
+def test_hessian_vector_products_take_a_small_multiple_of_the_work_of_a_gradient():
+    X, x, v = [np.random.default_rng(0).normal(size=shape) for shape in ((30, 8), 8, 8)]
 
     def f(w: Any) -> Any:
         return np.logaddexp(0, -np.tanh(X @ w) * w.sum()).mean()
@@ -3202,15 +3167,9 @@ def test_hessian_vector_products_take_two_lines_and_a_small_multiple_of_the_call
     def product(w: Any) -> Any:
         return grad(lambda w: grad(f)(w) @ v)(w)
 
-    def calls_in_c(call: Any) -> int:
-        calls: list[str] = []
-        with profiled(lambda frame, event, function: calls.append(event) if event == "c_call" else None):
-            call(x)
-        return len(calls)
-
     np.testing.assert_allclose(product(x), hessian(f)(x) @ v, rtol=1e-10)
     np.testing.assert_allclose(jvp(grad(f), (x,), (v,))[1], product(x), rtol=1e-10)
-    assert calls_in_c(product) < 8 * calls_in_c(grad(f))
+    assert engine_work(lambda: product(x))[1] < 8 * engine_work(lambda: grad(f)(x))[1]
 
 
 @pytest.fixture(scope="module")
@@ -5213,17 +5172,14 @@ def test_data_is_always_an_array_with_numpys_dtype(data):
     assert t.data is t.data
 
 
-def test_arrays_are_not_copied():
-    for array in (np.arange(3.0), np.array(2.0), np.arange(6.0)[::2], np.asfortranarray(np.ones((2, 3)))):
-        assert Tensor(array).data is array
-
-
-def test_changes_of_a_number_in_place_are_seen():
-    t = leaf(1.0)
+@pytest.mark.parametrize("x", [np.arange(3.0), np.array(2.0), np.arange(6.0)[::2], np.asfortranarray(np.ones((2, 3)))])
+def test_arrays_are_not_copied_and_changes_in_place_are_seen(x):
+    t = Tensor(x, requires_grad=True)
+    assert t.data is x
     t.data[...] = 5.0
-    assert (t * 2).item() == 10.0
+    assert ((t * 2).data == 10.0).all()
     t.data -= 1.0
-    assert (t * 2).item() == 8.0
+    assert ((t * 2).data == 8.0).all()
 
 
 def test_data_can_be_replaced_and_keeps_shape_and_dtype():
@@ -5336,9 +5292,7 @@ def test_a_tensor_never_holds_a_pandas_object():
 def test_equality_with_strangers_is_false_and_tensors_hash_by_identity():
     t = leaf([1.0, 2.0])
     assert ((t > 0) & (t < 2)).data.tolist() == (~(t > 1)).data.tolist() == [True, False]
-    assert (t == None) is False  # noqa: E711
-    assert (t != "a") is True
-    assert t in {t}
+    assert ((t == None), (t != "a"), t in {t}) == (False, True, True)  # noqa: E711
     assert hash(t) != hash(leaf([1.0, 2.0]))
 
 
@@ -5499,10 +5453,7 @@ def test_of_a_ufunc_defvjp_replaces_the_rule_and_the_old_one_goes(another_engine
 
 
 def test_rules_of_ones_own_for_several_arguments_and_for_functions_of_python_numbers():
-    def of_a(g, out, a, b):
-        return g[: len(a)]
-
-    join = defvjp(lambda a, b: np.concatenate([a, b]), of_a, lambda g, out, a, b: g[len(a) :])
+    join = defvjp(lambda a, b: np.r_[a, b], lambda g, out, a, b: g[: len(a)], lambda g, out, a, b: g[len(a) :])
     assert gradcheck(join, [1.0, 2.0], [3.0])
     erf = defvjp(math.erf, lambda g, out, x: g * (2 / math.sqrt(math.pi)) * np.exp(-x * x))
     assert gradcheck(erf, 0.5)
@@ -5657,10 +5608,12 @@ def test_functions_of_python_floats_and_beside_them_have_the_dtype_of_numpy(f, x
         assert found.dtype == expected.dtype
 
 
-def test_nan_is_its_own_maximum_and_passes_clip():
+def test_gradients_of_maxima_and_clips_of_nan_and_of_means_that_float16_cannot_count():
     with warnings.catch_warnings(action="error"):
-        np.testing.assert_array_equal(grads(np.max, np.array([1.0, np.nan, np.nan]))[1][0], [0.0, 0.5, 0.5])
-    np.testing.assert_array_equal(grads(lambda t: t.clip(0, 2), np.array([np.nan, 1.0]))[1][0], [1.0, 1.0])
+        np.testing.assert_array_equal(grad(np.max)(np.array([1.0, np.nan, np.nan])), [0.0, 0.5, 0.5])
+    np.testing.assert_array_equal(grad(lambda t: t.clip(0, 2).sum())(np.array([np.nan, 1.0])), [1.0, 1.0])
+    assert grad(np.mean)(np.ones(70_000, np.float16))[0] == np.float16(1 / 70_000)
+    assert leaf([1.0, 3.0], np.float32).var(ddof=np.int64(1)).dtype == np.float32
 
 
 @pytest.mark.parametrize("name", REDUCTIONS)
@@ -5669,13 +5622,6 @@ def test_axes_that_do_not_exist_are_refused_with_and_without_gradients(name, sha
     for t in (Tensor(np.ones(shape)), leaf(np.ones(shape))):
         with pytest.raises(ValueError, match="axis"):
             getattr(t, name)(axis=axis)
-
-
-def test_large_float16_means_have_a_gradient():
-    t = leaf(np.ones(70_000), np.float16)
-    t.mean().backward()
-    assert t.grad[0] == np.float16(1 / 70_000)
-    assert leaf([1.0, 3.0], np.float32).var(ddof=np.int64(1)).dtype == np.float32
 
 
 # --- SGD and gradcheck ------------------------------------------------------------------------------------------------
@@ -5697,19 +5643,19 @@ def test_sgd_follows_the_published_rule_step_by_step(dtype, lr, momentum, weight
     buffers: list[Any] = [None] * 3
     optimizer = SGD(params, lr, momentum, weight_decay, nesterov)
     for _ in range(5):
-        for i, (p, theta) in enumerate(zip(params, thetas, strict=True)):
-            gradient = rng.normal(size=p.shape).astype(dtype)
-            p.grad = gradient
-            # https://pytorch.org/docs/stable/generated/torch.optim.SGD.html, with dampening 0
-            gradient = gradient + dtype(weight_decay) * theta
-            if momentum:
-                buffers[i] = gradient if buffers[i] is None else dtype(momentum) * buffers[i] + gradient
-                gradient = gradient + dtype(momentum) * buffers[i] if nesterov else buffers[i]
-            thetas[i] = theta - dtype(lr) * gradient
+        gradients = [rng.normal(size=p.shape).astype(dtype) for p in params]
+        for p, g in zip(params, gradients, strict=True):
+            p.grad = g
         optimizer.step()
-        for p, theta in zip(params, thetas, strict=True):
+        for i, (p, g) in enumerate(zip(params, gradients, strict=True)):
+            # https://pytorch.org/docs/stable/generated/torch.optim.SGD.html, with dampening 0
+            g = g + dtype(weight_decay) * thetas[i]
+            if momentum:
+                buffers[i] = g if buffers[i] is None else dtype(momentum) * buffers[i] + g
+                g = g + dtype(momentum) * buffers[i] if nesterov else buffers[i]
+            thetas[i] = thetas[i] - dtype(lr) * g
             assert p.dtype == dtype
-            np.testing.assert_allclose(p.data, theta, rtol=2e-6 if dtype is np.float32 else 1e-14, atol=1e-12)
+            np.testing.assert_allclose(p.data, thetas[i], rtol=2e-6 if dtype is np.float32 else 1e-14, atol=1e-12)
             p.grad[...] = 0.0  # of which nothing else may be left
 
 
@@ -5914,7 +5860,7 @@ def test_to_dot_draws_deep_graphs_whole_and_numbers_at_every_use():
 
 # --- Bad input to the engine ------------------------------------------------------------------------------------------
 
-BAD_GRADIENTS = np.ones(3), None, np.ones((5, 2)), np.ones(2) * 1j, np.array([None, 2.0])
+BAD_GRADIENTS = None, np.ones(2) * 1j, np.array([None, 2.0])
 BAD_RULES = [defvjp(lambda x: x * 2, lambda g, out, x, bad=bad: bad) for bad in BAD_GRADIENTS]
 FIRST = defvjp(lambda xs: next(iter(xs)), lambda g, out, xs: g)
 
@@ -5930,15 +5876,10 @@ def rebound():
 
 ERRORS: list[tuple[str, Any, type[Exception], str]] = [
     ("broadcast", lambda: leaf([1.0, 2.0]) * np.ones(3), ValueError, r"np\.multiply of shapes \(2,\) and \(3,"),
-    ("function", lambda: np.add(leaf([1.0, 2.0]), np.ones(3)), ValueError, r"np\.add of shapes \(2,\) and \(3,"),
-    ("matmul", lambda: leaf(np.ones((2, 3))) @ np.ones((2, 3)), ValueError, r"np\.matmul of shapes \(2, 3\) and"),
     ("matmul of a number", lambda: leaf(2.0) @ leaf(2.0), ValueError, r"np\.matmul of shapes \(\) and \(\)"),
-    ("reshape", lambda: leaf(np.ones(6)).reshape(4, 2), ValueError, r"np\.reshape of shapes \(6,\)"),
     ("axis", lambda: leaf(np.ones(6)).sum(axis=3), np.exceptions.AxisError, r"np\.sum of shapes \(6,\).*axis 3"),
     ("singular", lambda: np.linalg.inv(leaf(np.zeros((2, 2)))), np.linalg.LinAlgError, r"Singular matrix"),
     ("joined", lambda: np.stack([leaf(np.ones(2)), np.ones(3)]), ValueError, r"np\.stack of shapes \(2,\) and \(3,\)"),
-    ("tensordot", lambda: np.tensordot(leaf(np.ones((2, 3))), np.ones((3, 2))), ValueError, r"np\.tensordot of shapes"),
-    ("weights", lambda: np.average(leaf(np.ones(2)), 0, np.ones(3)), ValueError, r"np\.average of shapes .*eights"),
     ("order", lambda: np.copy(leaf(np.ones(6)), "F"), TypeError, r"np\.copy.* takes no order: say it"),
     ("no result", lambda: grad(lambda x: None)(1.0), TypeError, r"not None: is a value or a return missing"),
     ("two results", lambda: grad(lambda x: (x, x))(1.0), ValueError, r"return one number, not \(\(\), \(\)\)"),
@@ -5966,11 +5907,9 @@ ERRORS: list[tuple[str, Any, type[Exception], str]] = [
     ("result of objects", lambda: np.where([True], leaf([1.0]), None), TypeError, r"dtype object: convert"),
     ("conversion to text", lambda: leaf([1.0]).astype(str), TypeError, r"dtype <U32: convert"),
     ("result of two", lambda: defvjp(lambda x: (x, x), lambda g, out, x: g)(leaf(1.0)), TypeError, r"gave a tuple"),
-    ("rule of a shape", lambda: BAD_RULES[0](leaf([1.0, 2])).sum().backward(), ValueError, r"returned shape \(3,"),
-    ("rule of no array", lambda: BAD_RULES[1](leaf([1.0, 2.0])).sum().backward(), TypeError, r"returned NoneType"),
-    ("rule of more", lambda: BAD_RULES[2](leaf([1.0, 2.0])).sum().backward(), ValueError, r"returned shape \(5, 2\)"),
-    ("complex rule", lambda: BAD_RULES[3](leaf([1.0, 2.0])).sum().backward(), TypeError, r"ndarray complex128"),
-    ("rule of objects", lambda: BAD_RULES[4](leaf([1.0, 2.0])).sum().backward(), TypeError, r"returned ndarray object"),
+    ("rule of no array", lambda: BAD_RULES[0](leaf([1.0, 2.0])).sum().backward(), TypeError, r"returned NoneType"),
+    ("complex rule", lambda: BAD_RULES[1](leaf([1.0, 2.0])).sum().backward(), TypeError, r"ndarray complex128"),
+    ("rule of objects", lambda: BAD_RULES[2](leaf([1.0, 2.0])).sum().backward(), TypeError, r"returned ndarray object"),
     ("rule that is none", lambda: defvjp(lambda x: x, 3.0), TypeError, r"takes a function and rules.*\(3\.0,\)"),
     ("too few arguments", lambda: np.reshape(leaf(1.0)), TypeError, r"shape"),
     ("writing", lambda: operator.setitem(leaf([1.0]), 0, 1), TypeError, r"cannot be written to.*np\.where"),
