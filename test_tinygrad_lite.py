@@ -3055,29 +3055,22 @@ def test_functions_may_change_the_structure_that_they_are_given():
     assert_alike(found, collections.defaultdict(list, w=[np.full(2, 2.0)]))
 
 
-def test_python_floats_stay_weak_and_their_arithmetic_is_numpys():
+def test_python_floats_stay_weak_also_where_nothing_is_recorded_and_their_arithmetic_is_numpys():
     x = np.float32([1, 2, 3])
-    dtypes = []
 
     def f(a: Any) -> Any:
-        results = [a * x, x**a, -a + x, abs(a) / x, 2 * a - x, (+a) * x, (a % 2) * x, a**2 * x, a.detach() * x]
-        results += [np.maximum(x, a), np.multiply(a, x), np.clip(x, a, 2 * a)]
         with no_grad():
-            results += [y * x for y in (-a, abs(a), +a, a % 2, a**2, a * 2, -a.detach())]
-        dtypes.extend(out.dtype for out in results)
+            numbers = -a, abs(a), +a, a % 2, a**2, a * 2, -a.detach()
+        assert {(y * x).dtype for y in (*numbers, a.detach())} == {np.dtype(np.float32)}
         assert (a > 0).dtype == bool
         assert (a.shape, a.ndim, a.size, a.dtype, type(a.item())) == ((), 0, 1, np.float64, float)
         assert a.data.shape == a.sum().shape == ()
-        return sum(out.sum() for out in results[:8] + results[9:12])
+        return (a * a * x).sum()
 
     value, gradient = value_and_grad(f)(2.5)
-    assert {*dtypes, value.dtype} == {np.dtype(np.float32)}
-    assert gradient.dtype == np.float64
-    above, below = (value_and_grad(f)(2.5 + h)[0].item() for h in (0.02, -0.02))
-    assert gradient == pytest.approx((above - below) / 0.04, rel=1e-3)
-    assert grad(grad(lambda a: (a * a * x).sum()))(2.0) == 12.0
+    assert (value, value.dtype, gradient, gradient.dtype) == (6 * 2.5**2, np.float32, 12 * 2.5, np.float64)
+    assert grad(grad(f))(2.0) == 12.0
     assert grad(lambda a: (a[None] * np.ones(3)).sum() * a[()] * a[...])(2.0) == 3 * 3 * 2.0**2
-    assert (np.exp(2.0) * x).dtype == value_and_grad(lambda a: (np.exp(a) * x).sum())(2.0)[0].dtype == np.float64
     with np.errstate(all="ignore"):
         assert value_and_grad(lambda a: 1.0 / a)(0.0)[0] == np.inf
         assert value_and_grad(lambda a: a**400)(1e300)[0] == np.inf
@@ -5277,8 +5270,6 @@ def test_matmul_takes_arrays_and_pandas():
     for out, expected in ((a @ t, a @ b), (t @ frame, b @ a), (t @ a, b @ a), (Tensor(frame) @ t, a @ b)):
         assert type(out.data) is np.ndarray
         np.testing.assert_array_equal(out.data, expected)
-    with pytest.raises(TypeError, match=r"Tensor\(df\) @ t"):  # pandas asks for an array before it asks the Tensor
-        frame @ t
 
 
 def test_a_tensor_never_holds_a_pandas_object():
@@ -5350,38 +5341,33 @@ class Named(Tensor):
         self.name = name
 
 
-class Marked(Tensor):
-    __slots__ = ("mark",)
+class Slotted(Tensor):
+    __slots__ = ("name",)
 
-    def __init__(self, mark):
-        super().__init__(2.0)
-        self.mark = mark
+    def __init__(self, name):
+        super().__init__([1.0, 1.0], requires_grad=True)
+        self.name = name
 
 
-@pytest.mark.parametrize("make", [lambda: leaf([1.0, 1.0]), lambda: Named("w", shape=(2,))])
+@pytest.mark.parametrize("make", [lambda: leaf([1.0, 1.0]), lambda: Named("w", shape=(2,)), lambda: Slotted("w")])
 def test_leaves_also_those_of_derived_classes_can_be_copied_and_pickled(make):
     t = make()
     (t * t).sum().backward()
     t.data = [3.0, 4.0]
     pickled = [pickle.loads(pickle.dumps(t, protocol)) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)]
     for other in (copy.copy(t), copy.deepcopy(t), *pickled):
-        assert (type(other), getattr(other, "name", "w")) == (type(t), "w")
+        assert (type(other), getattr(other, "name", "none")) == (type(t), getattr(t, "name", "none"))
         np.testing.assert_array_equal(other.grad, [2.0, 2.0])
         (other * t.detach()).sum().backward()
         np.testing.assert_array_equal(other.grad, [5.0, 6.0])
         SGD([other], lr=1.0).step()
         np.testing.assert_array_equal(other.data, [-2.0, -2.0])
         np.testing.assert_array_equal([t.data, t.grad], [[3.0, 4.0], [2.0, 2.0]])
-
-
-def test_constants_of_derived_classes_can_be_copied_but_not_under_jit():
-    m = copy.deepcopy(Marked("!"))
-    assert (type(m), m.mark, m.item(), m.requires_grad, m.grad) == (Marked, "!", 2.0, False, None)
-    m.requires_grad = True
-    m.backward()
-    assert m.grad == 1.0
-    with pytest.raises(TypeError, match=r"runs f once, so it cannot follow reading \.data"):
-        jit(lambda x: copy.copy(x))(np.ones(2))
+    constant = copy.deepcopy(t.detach())
+    assert (constant.requires_grad, constant.grad, constant.data.tolist()) == (False, None, [3.0, 4.0])
+    constant.requires_grad = True
+    constant.sum().backward()
+    np.testing.assert_array_equal(constant.grad, [1.0, 1.0])
 
 
 def test_astype_converts_gradients_back():
@@ -5574,6 +5560,7 @@ OF_PYTHON_FLOATS: dict[str, Any] = {
     "+p": lambda p: +p,
     "abs": abs,
     "p**2": lambda p: p**2,
+    "p % 2": lambda p: p % 2,
     "1 - p": lambda p: 1 - p,
     "clip p": lambda p: np.clip(p, FLOAT32, np.float32(2)),
     "clip p 0": lambda p: np.clip(p, 0.0, 2),
@@ -5847,9 +5834,7 @@ def test_to_dot_of_leaves_constants_scalars_and_lazy_arrays():
 
 
 def test_to_dot_draws_deep_graphs_whole_and_numbers_at_every_use():
-    t = leaf(1.0)
-    for _ in range(2_000):
-        t = np.sin(t)
+    t = functools.reduce(lambda t, _: np.sin(t), range(2_000), leaf(1.0))
     t.backward()
     text = to_dot(t)
     assert (text.count("np.sin"), text.count(" -> "), text.count("gradient ")) == (2_000, 2_000, 1)
@@ -5937,6 +5922,8 @@ ERRORS: list[tuple[str, Any, type[Exception], str]] = [
     ("iteration over a number", lambda: list(leaf(1.0)), TypeError, r"len\(\) of unsized"),
     ("to be saved", lambda: np.savez(io.BytesIO(), t=Tensor([1.0])), TypeError, r"np\.savez has.*give it t\.data"),
     ("copy of a result", lambda: copy.deepcopy(leaf(1.0) * 2), TypeError, r"graph, which np\.copy\(t\) keeps.*detach"),
+    ("copy under jit", lambda: jit(lambda x: copy.copy(x))(np.ones(2)), TypeError, r"cannot follow reading \.data"),
+    ("frame @ t", lambda: pd.DataFrame([[1.0]]) @ leaf([[1.0]]), TypeError, r"Tensor\(df\) @ t"),  # pandas asks first
     ("frozen result", lambda: setattr(leaf(1.0) * 2, "requires_grad", False), ValueError, r"\.detach\(\) cuts it off"),
     ("None in a structure", lambda: grad(lambda p: p["a"])({"a": 1.0, "b": None}), TypeError, r"None: is a value or"),
     ("gradcheck of a dict", lambda: gradcheck(len, {"q": np.ones(2)}), TypeError, r"no dict: write gradcheck\(lambda"),
