@@ -2402,8 +2402,14 @@ def test_gradients_of_elements_and_of_whole_arrays_add_up_in_either_order_and_ov
         np.testing.assert_array_equal(gradient, np.full((3, 4), 3.0) + of_row)
 
 
-def test_gradients_that_are_views_of_what_nobody_else_has_are_not_copied_and_others_are():
-    x, constant, y = np.ones((2, 3)), np.full((3, 2), 2.0), np.ones((3, 2))
+def test_gradients_that_nobody_else_holds_are_not_copied_and_others_are():
+    x, constant, y, made = np.ones((2, 3)), np.full((3, 2), 2.0), np.ones((3, 2)), []
+
+    def rule(g, out, x):
+        made.append(id(array := g * 3.0))
+        return array
+
+    assert [id(grad(lambda x: np.sum(defvjp(lambda x: 3 * x, rule)(x)))(np.ones(100_000)))] == made
     turned = grad(lambda x: np.sum(x.T * constant))(x)
     assert turned.base is not None
     turned += 1.0
@@ -2446,29 +2452,22 @@ def test_gradients_are_arrays_of_their_own_whatever_a_rule_returns():
         np.testing.assert_array_equal([kept, half], [[3.0, 4.0], [3.0, 4.0]])
 
 
-def test_gradients_that_nobody_else_holds_are_not_copied():
-    x, result = leaf(np.ones(100_000)), []
+class Rule:
+    """A rule that does not tell its parameters, as functions in C may be."""
 
-    def rule(g, out, x):
-        result.append(id(array := g * 3.0))
-        return array
+    @property
+    def __signature__(self) -> Any:
+        raise ValueError("no signature found")
 
-    defvjp(lambda x: 3 * x, rule)(x).backward(np.ones(100_000))
-    assert [id(x.grad)] == result
+    def __call__(self, g: Any, out: Any, x: Any) -> Any:
+        return g * 2 * x
 
 
-def test_a_rule_that_does_not_tell_its_parameters_keeps_all_it_may_read():
-    class Rule:  # as functions in C may be
-        @property
-        def __signature__(self):
-            raise ValueError("no signature found")
-
-        def __call__(self, g, out, x):
-            return g * 2 * x
-
-    square, x = defvjp(lambda x: x * x, Rule()), leaf(np.full(100_000, 3.0))
-    square(x).backward(np.ones(100_000))
-    np.testing.assert_array_equal(x.grad, np.full(100_000, 6.0))
+@pytest.mark.parametrize("size", [3, 20_000])
+@pytest.mark.parametrize("rule", [Rule(), lambda *args: args[0] * 2 * args[2]])
+def test_a_rule_that_does_not_tell_its_parameters_keeps_all_it_may_read(rule, size):
+    square, x = defvjp(lambda x: x * x, rule), np.full(size, 3.0)
+    np.testing.assert_array_equal(grad(lambda x: square(x).sum())(x), 2 * x)
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (3,), (1, 1), (2, 1), (1, 3), (2, 3), (1, 1, 1)])
@@ -2544,18 +2543,6 @@ def test_a_rule_that_returns_another_shape_is_an_error_also_where_there_are_no_e
         wrong(leaf(np.zeros(shape))).sum().backward()
 
 
-def test_operators_refuse_arrays_that_are_not_of_real_numbers():
-    x = leaf([1.0, 2.0])
-    data = np.array([3j, 4j]), np.array([1, 2], object), np.array(["a", "b"]), np.array(["2020-01-01"] * 2, "M8[D]")
-    for array in data:
-        for operate in (lambda x, a: x * a, lambda x, a: x - a, lambda x, a: a * x, lambda x, a: x**a):
-            with pytest.raises(TypeError, match="holds booleans, integers or floats"):
-                operate(x, array)
-    for array in data[1:]:
-        with pytest.raises(TypeError, match="holds booleans, integers or floats"):
-            x == array  # noqa: B015
-
-
 class OwnError(ValueError):
     """An error of a program that uses the engine, which is not made of one text."""
 
@@ -2581,14 +2568,6 @@ def test_a_function_with_a_rule_that_fails_is_called_once_and_errors_of_a_progra
         with pytest.raises(error, match=message):
             function(*args, **options)
         assert len(calls) <= 1
-
-
-def test_an_optimizer_takes_gradients_that_can_be_differentiated():
-    p = leaf([1.0, 2.0])
-    (p * p).sum().backward(create_graph=True)
-    SGD([p], lr=0.1, momentum=0.9, weight_decay=0.5).step()
-    np.testing.assert_allclose(p.data, [1.0 - 0.1 * 2.5, 2.0 - 0.1 * 5.0], rtol=1e-14)
-    assert isinstance(p.data, np.ndarray)
 
 
 def test_second_derivatives_through_arrays_of_nothing_are_zero():
@@ -3233,12 +3212,6 @@ def test_a_plain_function_with_a_rule_goes_through_grad_and_keywords():
     for k in (2, 3, 2):
         assert grad(scaled)(1.0, k) == grad(lambda x, k=k: scaled(x, k=k))(1.0) == k
     assert grad(scaled)(1.0) == 2
-
-
-@pytest.mark.parametrize("size", [3, 20_000])
-def test_rules_may_take_all_arguments_in_one(size):
-    double = defvjp(lambda x: x * 2.0, lambda *args: args[0] * 2)
-    np.testing.assert_array_equal(grad(lambda x: double(x).sum())(np.ones(size)), np.full(size, 2.0))
 
 
 # --- Random programs --------------------------------------------------------------------------------------------------
@@ -5471,16 +5444,15 @@ def test_roll_takes_shifts_of_every_size_and_dtype(shift, axis):
     x, w = np.arange(6.0).reshape(2, 3), np.arange(6.0).reshape(2, 3) ** 2
     for s in [(shift, 1), [1, shift], np.array([1, shift])] if axis == (0, 1) else [shift, np.array(shift)]:
         try:
-            places = np.roll(np.arange(6).reshape(2, 3), s, axis)
+            np.roll(x, s, axis)
             np.roll(x, np.negative([s], dtype=object).tolist()[0], axis)  # which the gradient needs
         except Exception:  # NumPy's own limits, narrower in 2.0
             continue
-        expected = np.zeros(6)
-        expected[places.ravel()] = w.ravel()
-        first = grad(lambda x, s=s: (np.roll(x, s, axis) * w).sum())
+        expected = np.roll(w, [-int(i) % 6 for i in np.ravel(np.array(s, object))], axis)  # by 6 is all the way round
+        linear = grad(lambda x, s=s: (np.roll(x, s, axis) * w).sum())
         squares = grad(lambda x, s=s: (np.roll(x, s, axis) ** 2 * w).sum())
-        np.testing.assert_array_equal(first(x), expected.reshape(2, 3))
-        np.testing.assert_array_equal(grad(lambda x, f=squares: f(x).sum())(x), 2 * expected.reshape(2, 3))
+        np.testing.assert_array_equal(linear(x), expected)
+        np.testing.assert_array_equal(grad(lambda x, f=squares: f(x).sum())(x), 2 * expected)
 
 
 def collected(references):
@@ -5646,12 +5618,13 @@ def test_sgd_follows_the_published_rule_step_by_step(dtype, lr, momentum, weight
             p.grad[...] = 0.0  # of which nothing else may be left
 
 
-def test_sgd_passes_over_parameters_without_gradient_and_takes_a_numpy_rate():
-    p, q = leaf([1.0], np.float32), leaf([1.0])
-    optimizer = SGD((t for t in (p, q)), lr=np.float64(0.5))
-    p.grad = [1.0]
+def test_sgd_passes_over_parameters_without_gradient_and_takes_gradients_that_are_tensors_and_a_numpy_rate():
+    p, q = leaf([1.0, 2.0], np.float32), leaf([1.0])
+    optimizer = SGD((t for t in (p, q)), lr=np.float64(0.5), momentum=0.9, weight_decay=0.5)
+    (p * p).sum().backward(create_graph=True)
     optimizer.step()
-    assert (p.item(), p.dtype, q.item()) == (0.5, np.float32, 1.0)
+    np.testing.assert_array_equal(p.data, np.float32([1.0 - 0.5 * 2.5, 2.0 - 0.5 * 5.0]), strict=True)
+    assert (type(p.data), q.item()) == (np.ndarray, 1.0)
 
 
 def test_gradcheck_accepts_right_rules_and_names_what_is_wrong():
@@ -5868,7 +5841,6 @@ ERRORS: list[tuple[str, Any, type[Exception], str]] = [
     ("order", lambda: np.copy(leaf(np.ones(6)), "F"), TypeError, r"np\.copy.* takes no order: say it"),
     ("no result", lambda: grad(lambda x: None)(1.0), TypeError, r"not None: is a value or a return missing"),
     ("two results", lambda: grad(lambda x: (x, x))(1.0), ValueError, r"return one number, not \(\(\), \(\)\)"),
-    ("several", lambda: grad(lambda x: x)(np.ones(3)), ValueError, r"one number, not \(3,\): \.sum\(\) it"),
     ("boolean argument", lambda: grad(lambda x: x * 2)(True), TypeError, r"bool data cannot require gradients: .*3\.0"),
     ("dtype by position", lambda: Tensor([1.0], np.float32), ValueError, r"True or False, not .*write dtype="),
     ("integer leaf", lambda: Tensor(3, requires_grad=True), TypeError, r"int64 data cannot require.*dtype=float"),
@@ -5876,12 +5848,14 @@ ERRORS: list[tuple[str, Any, type[Exception], str]] = [
     ("no such argument", lambda: grad(lambda x: x, 1)(1.0), ValueError, r"argnums .* 1 arguments, not \(1,\)"),
     ("no tuples", lambda: jvp(abs, np.ones(1), np.ones(1)), TypeError, r"write \(x,\) and \(v,\)"),
     ("tangents", lambda: jvp(lambda p: p["a"], ({"a": 1.0},), ({"b": 1.0},)), ValueError, r"structure.*\{'a': \(\)\}"),
-    ("tangent shape", lambda: jvp(abs, (1.0,), (np.ones(2),)), ValueError, r"arguments, \(\(\),\), not \(\(2,\),\)"),
     ("inner Tensor", lambda: defvjp(lambda x: x * leaf(2.0), lambda g, out, x: g)(leaf(1.0)), TypeError, r"gave a T"),
     ("booleans", lambda: Tensor(True, requires_grad=True), TypeError, r"bool data cannot require.*dtype=float"),
-    ("text column", lambda: Tensor(pd.Series(["a", "b"])), TypeError, r"convert it first"),
     ("mixed frame", lambda: leaf(1.0) * pd.DataFrame({"a": [1], "b": ["x"]}), TypeError, r"convert it first"),
     ("complex", lambda: Tensor(1j), TypeError, r"complex128: use \.real and \.imag"),
+    ("complex array", lambda: np.array([1j]) * leaf(1.0), TypeError, r"complex128: use \.real and \.imag"),
+    ("power of objects", lambda: leaf([1.0, 2.0]) ** np.array([1, 2], object), TypeError, r"dtype object: convert"),
+    ("array of text", lambda: leaf([1.0]) - np.array(["a"]), TypeError, r"holds booleans, integers or floats, .*<U1"),
+    ("compared with dates", lambda: leaf([1.0]) == np.array(["2020"], "M8[D]"), TypeError, r"not data of dtype dat"),
     ("masked array", lambda: Tensor(np.ma.array([1.0], mask=[True])), TypeError, r"\.filled"),
     ("ragged", lambda: Tensor([[1.0], [1.0, 2.0]]), ValueError, r"inhomogeneous"),
     ("Tensor of a Tensor", lambda: Tensor(leaf(1.0)), TypeError, r"\.detach\(\)"),
@@ -5934,7 +5908,6 @@ ERRORS: list[tuple[str, Any, type[Exception], str]] = [
     ("SGD of two alike", lambda: SGD([leaf(1.0)] * 2, lr=0.1), ValueError, r"got a parameter twice: give each once"),
     ("rebound parameter", lambda: rebound().backward(), ValueError, r"requires no gradient: .*w -= "),
     ("dict of Tensors", lambda: FIRST({"a": leaf(1.0)}), TypeError, r"one by one, by position: no list, dict or key"),
-    ("tuple of Tensors", lambda: FIRST((leaf(1.0), 2.0)), TypeError, r"one by one, by position: no list, dict or key"),
     ("list of Tensors", lambda: FIRST([leaf(1.0)] * 2), TypeError, r"one by one, by position: no list, dict or key"),
     ("index", lambda: [1, 2][leaf(1.0)], TypeError, r"integer"),
     ("truth of several", lambda: bool(leaf([1.0, 2.0])), ValueError, r"ambiguous"),
@@ -6012,15 +5985,11 @@ def test_everything_public_has_an_example_and_says_what_it_raises():
 
 def as_mermaid(dot: str) -> str:
     """What to_dot says, in the language of the README's diagrams."""
-    boxes, edges = ["flowchart TD"], list[str]()
-    for line in dot.splitlines()[2:-1]:
-        if "->" in line:
-            edges.append(line.replace("->", "-->").strip())
-            continue
-        name, label = re.match(r'  (\w+) \[label="(.*?)"', line).groups()
-        text = "<br>".join([part for part in label.split("\\n") if part != "() float64"])
-        boxes.append(f'  {name}(["{text}"])' if "fillcolor" in line else f'  {name}["{text}"]')
-    return "\n".join([*boxes, f"  {'; '.join(edges)}"])
+    lines = re.sub(r"\(\) float64(\\n)?", "", dot).replace("\\n", "<br>").splitlines()[2:-1]
+    boxes = [re.sub(r'(\w+) \[label=(".*"), style.*', r"\1([\2])", line) for line in lines if "->" not in line]
+    boxes = [re.sub(r'(\w+) \[label=(".*?")(, shape=plain)?\]', r"\1[\2]", box) for box in boxes]
+    edges = [line.strip().replace("->", "-->") for line in lines if "->" in line]
+    return "\n".join(["flowchart TD", *boxes, f"  {'; '.join(edges)}"])
 
 
 def assert_chain_rule(diagram: str) -> None:
