@@ -2968,6 +2968,7 @@ def test_grad_gives_arrays_of_its_own_with_the_arguments_shape_and_dtype():
     gx += 1
     np.testing.assert_array_equal(gy, np.ones((2, 3)))
     assert grad(np.sum)(x).flags.writeable
+    assert not np.shares_memory(jvp(lambda x: x, (x,), (x,))[0], x)
     assert_alike(grad(lambda x: x**2)(np.float64(3.0)), np.array(6.0))
     assert_alike(grad(lambda x, y: x * x * y, (-1, 0))(2.0, 5.0), (np.array(4.0), np.array(20.0)))
     assert grad(lambda x, scale=1.0: x * scale)(2.0, scale=3.0) == 3.0
@@ -5677,8 +5678,10 @@ def test_detect_anomaly_names_the_line_of_the_forward_pass_for_a_gradient():
         root = np.sqrt(x)
         return (root * 2).sum()
 
-    number = int(anomaly(lambda x: model(x).backward(), leaf([0.0])).rpartition(" ")[2])
-    assert linecache.getline(__file__, number).strip() == "root = np.sqrt(x)"
+    with detect_anomaly():
+        nested = anomaly(model(leaf([0.0])).backward)
+    for said in (anomaly(lambda x: model(x).backward(), leaf([0.0])), nested):
+        assert linecache.getline(__file__, int(said.rpartition(" ")[2])).strip() == "root = np.sqrt(x)"
     said = anomaly(model(leaf([0.0])).backward)  # around backward alone
     assert re.search(r"argument 0 of np.sqrt of shape \(1,\) made .* put the forward pass inside as well", said)
 
