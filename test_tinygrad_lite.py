@@ -2265,15 +2265,17 @@ def test_the_files_keep_to_their_budgets_of_lines():
 
 
 # --- The engine -------------------------------------------------------------------------------------------------------
-
-
 def in_threads(work: Any, count: int) -> None:
-    """Call work(0), work(1) and so on at the same time, and wait for all."""
-    threads = [threading.Thread(target=work, args=(n,)) for n in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    """Call work(0), work(1) and so on at the same time, with many changes from one to another, and wait for all."""
+    threads, before = [threading.Thread(target=work, args=(n,)) for n in range(count)], sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
 
 
 @pytest.fixture
@@ -2606,7 +2608,7 @@ def test_no_grad_is_for_one_thread_nests_ends_and_decorates():
 
 
 def test_threads_differentiate_functions_and_join_ever_more_arrays_at_the_same_time():
-    results, before = {}, sys.getswitchinterval()
+    results = {}
 
     def work(n: int) -> None:
         second = [grad(grad(lambda x: x**4 * n))(float(k)).item() for k in range(50)]
@@ -2618,20 +2620,16 @@ def test_threads_differentiate_functions_and_join_ever_more_arrays_at_the_same_t
             sums.append(sum([t.grad.sum() for t in leaves]))
         results[n] = second, sums
 
-    sys.setswitchinterval(1e-6)
-    try:
-        in_threads(work, 4)
-    finally:
-        sys.setswitchinterval(before)
+    in_threads(work, 4)
     expected = [40_000 * count for count in (2, 12, 3, 25, 4)]
     assert results == {n: ([12.0 * k * k * n for k in range(50)], expected) for n in range(4)}
 
 
 def test_threads_that_come_to_the_same_leaf_lose_nothing():
-    x = leaf(np.ones(1000))
-    losses = [(x * i).sum() for i in range(200)]
+    x = leaf(np.ones(20_000))
+    losses = [(x * i).sum() for i in range(800)]
     in_threads(lambda k: [loss.backward() for loss in losses[k::8]], 8)
-    np.testing.assert_array_equal(x.grad, np.full(1000, sum(range(200))))
+    np.testing.assert_array_equal(x.grad, np.full(20_000, sum(range(800))))
 
 
 @pytest.mark.parametrize(("f", "orders"), [(lambda x, xp: xp.sin(x) * x**4, 4), (lambda x, xp: x**2, 3)])
