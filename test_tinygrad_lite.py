@@ -3514,6 +3514,8 @@ return dw"""),
     (lambda x: x[[0, 2]] * 2, (COLUMN,), "return x[[0, 2]] * 2"),  # a new array, where x[0:2] would be one of x
     (lambda x: [x @ x.T, x.T @ x], (COLUMN,), "t = x.T\nreturn x @ t, t @ x"),
     (grad(lambda x, y: np.sum(x * y)), (ROW, ROW + 1), "return np.copy(y)"),
+    # A way back begins with a 1 that nobody sees.
+    (lambda x, v: jvp(grad(lambda x: np.mean(x**2)), (x,), (v,))[1], (ROW[0], ROW[0]), "return v * 0.6666666666666666"),
     # Arrays that are made say their dtype, as other libraries have other defaults.
     (grad(lambda x, y: (x + y).sum()), (COLUMN, ROW),
      "t = np.full((3, 3), 1.0, dtype=np.float64)\ndx = t.sum(axis=1, keepdims=True)\nreturn dx"),

@@ -1865,7 +1865,7 @@ def jvp(f: Callable, args: tuple, tangents: tuple) -> tuple[Any, Any]:
 
     def back(us):
         total = _as_tensor(sum([np.sum(out * u) for out, u in zip(_leaves(call.out), _leaves(us), strict=True)]) * 1.0)
-        gradients = call.gradients(total._node, _wrap(1.0, None), True)
+        gradients = call.gradients(total._node, _one(_as_array(total._value)), True)
         return sum([np.sum(g * t) for g, t in zip(gradients, tangents, strict=True)])
 
     moved = grad(back)(_map(lambda out: np.zeros_like(out._value) * 1.0, call.out))
