@@ -38,7 +38,6 @@ import symtable
 import sys
 import tempfile
 import termios
-import textwrap
 import threading
 import time
 import tokenize
