@@ -265,6 +265,10 @@ def alternatives(text: str) -> list[str]:
     return [before + one + end for one in inside.split("/") for end in alternatives(after)] if brace else [text]
 
 
+def calls(text: str) -> list[str]:
+    return [case.strip() for case in text.replace("\n", ";").split(";") if case.strip()]
+
+
 REFUSED: dict[str, list[Call]] = collections.defaultdict(list)
 
 
@@ -286,7 +290,7 @@ def table(text: str) -> dict[str, list[Call]]:
         for name in names[release.end() if release else 0 :].split():
             short["n"] = {"percentile": 100, "max": 0.1, "min": 1.3}.get(name, 1)
             for i, part in enumerate(said.split("|")):
-                for arguments in itertools.chain(*map(alternatives, part.split(";") if part.strip() else ())):
+                for arguments in itertools.chain(*map(alternatives, calls(part))):
                     call = eval(f"Call({arguments.strip(' !')})", globals(), short)
                     call.is_everywhere, call.has_second = i == 0, "!" not in arguments
                     (REFUSED if i == 2 else found)[name].append(call)
@@ -592,17 +596,12 @@ def backward(name: str, call: Call, arrays: Any, dtype: Any = float, **options: 
 
 def central_differences(f: Any, arrays: list[Any], weights: Any, eps: float = 1e-6) -> list[Any]:
     """The gradient of the weighted sum of f by (f(x + eps) - f(x - eps)) / (2 eps), entry by entry."""
-    gradients = []
-    for i, array in enumerate(arrays):
-        gradient = np.zeros(np.shape(array))
-        for entry in np.ndindex(gradient.shape):
-            sums = []
-            for sign in (1, -1):
-                moved = [np.array(a, dtype=float) for a in arrays]
-                moved[i][entry] += sign * eps
-                sums.append(np.sum(weights * np.asarray(f(*moved))))
-            gradient[entry] = (sums[0] - sums[1]) / (2 * eps)
-        gradients.append(gradient)
+    gradients = [np.zeros(np.shape(array)) for array in arrays]
+    for i, gradient in enumerate(gradients):
+        for entry, sign in itertools.product(np.ndindex(gradient.shape), (1, -1)):
+            moved = [np.array(a, dtype=float) for a in arrays]
+            moved[i][entry] += sign * eps
+            gradient[entry] += sign * np.sum(weights * np.asarray(f(*moved))) / (2 * eps)
     return gradients
 
 
@@ -624,11 +623,9 @@ def of_second_engine(name: str, call: Call, arrays: list[Any]) -> list[Any] | No
 @contextlib.contextmanager
 def forgetful() -> Any:
     """Nodes forget at any size the arrays that their rules do not read."""
-    before, tinygrad_lite._LARGE = tinygrad_lite._LARGE, 0
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tinygrad_lite, "_LARGE", 0)
         yield
-    finally:
-        tinygrad_lite._LARGE = before
 
 
 def check(name: str, call: Call, seed: int = 0) -> None:
@@ -955,51 +952,36 @@ def test_partition_keeps_numpys_order_whatever_that_is():
             np.testing.assert_array_equal(np.sort(g[0][x[0] == value]), np.sort(weights[0][out.data[0] == value]))
 
 
-@pytest.mark.parametrize(
-    ("f", "match"),
-    [
-        (lambda t: np.ravel(t, "K").sum().backward(), "the order 'K' in memory: give 'C' or 'F'"),
-        (lambda t: t.reshape(4, order="A").sum().backward(), "the order 'A' in memory"),
-        (lambda t: np.interp(t, [0, 1], [0, 1], left=3), r"np\.interp .* takes no left"),
-        (lambda t: np.interp(t, [0, 1], [0, 1], period=3), r"np\.interp .* takes no period"),
-        (lambda t: np.gradient(t, t[0]), "would lose them as a NumPy array"),
-        (lambda t: np.gradient(np.ones(2), t[0]), "would lose them as a NumPy array"),
-        (lambda t: np.quantile(t, t[0, 0]), "would lose them as a NumPy array"),
-        (lambda t: np.quantile(t, 1.5), "must be in the range"),
-        (lambda t: np.quantile(t, 0.5, weights=t.detach()), "takes no weights"),
-        (lambda t: np.max(t, where=[True, False]), "has no.* identity|does not have an identity"),
-        (lambda t: np.take(t, 9, mode="nonsense"), "nonsense"),
-        (lambda t: np.linspace(t, 1, 3, retstep=True), r"np\.linspace .* takes no retstep"),
-        (lambda t: np.select([t], [t]), r"np\.where .* argument 0"),
-        (lambda t: t.sort(), r"cannot be written to.*np\.sort"),
-        (lambda t: t.tolist(), "would lose them as a NumPy array"),
-        *[
-            (lambda t, f=f: f(t, t), rf"np\.{f.__name__} has no derivative rule")
-            for f in (np.extract, np.unwrap, np.correlate, np.logspace)
-        ],
-        (lambda t: np.fft.fft(t), r"np\.fft\.fft has no derivative rule"),
-        (lambda t: t * 1j, "not data of dtype complex128: use .real and .imag"),
-        (lambda t: np.insert(t, 0, 1.0), r"np\.insert has no derivative rule"),
-        (lambda t: np.piecewise(t, [t > 0], [1.0]), r"np\.piecewise has no derivative rule"),
-    ],
-)
-def test_what_the_further_functions_do_not_know_is_refused(f, match):
+UNKNOWN = {
+    "the order 'K' in memory: give 'C' or 'F'": "np.ravel(t, 'K').sum().backward()",
+    "the order 'A' in memory": "t.reshape(4, order='A').sum().backward()",
+    r"np\.interp .* takes no left": "np.interp(t, [0, 1], [0, 1], left=3)",
+    r"np\.interp .* takes no period": "np.interp(t, [0, 1], [0, 1], period=3)",
+    "lose them as a": "np.gradient(t, t[0]); np.gradient(np.ones(2), t[0]); np.quantile(t, t[0, 0]); t.tolist()",
+    "must be in the range": "np.quantile(t, 1.5)",
+    "takes no weights": "np.quantile(t, 0.5, weights=t.detach())",
+    "has no.* identity|does not have an identity": "np.max(t, where=[True, False])",
+    "nonsense": "np.take(t, 9, mode='nonsense')",
+    r"np\.linspace .* takes no retstep": "np.linspace(t, 1, 3, retstep=True)",
+    r"np\.where .* argument 0": "np.select([t], [t])",
+    r"cannot be written to.*np\.sort": "t.sort()",
+    "not data of dtype complex128: use .real and .imag": "t * 1j",
+}
+
+
+@pytest.mark.parametrize(("match", "text"), [(match, text) for match in UNKNOWN for text in calls(UNKNOWN[match])])
+def test_what_functions_of_the_table_do_not_know_is_refused(match, text):
     with pytest.raises((TypeError, ValueError), match=match):
-        f(leaf([[1.0, -2.0], [3.0, 4.0]]))
+        eval(text, {"np": np}, {"t": leaf([[1.0, -2.0], [3.0, 4.0]])})
 
 
 def test_methods_of_numpys_arrays_do_what_they_do_there():
     x = np.array([[3.0, -1.0, 2.0], [0.5, 4.0, -2.5]])
     t = leaf(x)
     for f in [
-        *[
-            lambda x: x.flatten(),
-            lambda x: x.flatten("F"),
-            lambda x: x.ravel("F"),
-            lambda x: x.take([0, 5, 1, 1, 2, 3]),
-        ],
-        *[lambda x: x.reshape(3, 2, order="F"), lambda x: x.reshape((-1, 2), order="C"), lambda x: x.conj()],
-        *[lambda x: x.conjugate(), lambda x: x.real, lambda x: x.T.repeat([2, 1, 0], axis=0)],
+        *[lambda x: x.flatten(), lambda x: x.flatten("F"), lambda x: x.ravel("F"), lambda x: x.conj()],
+        *[lambda x: x.reshape(3, 2, order="F"), lambda x: x.reshape((-1, 2), order="C"), lambda x: x.conjugate()],
+        *[lambda x: x.real, lambda x: x.take([0, 5, 1, 1, 2, 3]), lambda x: x.T.repeat([2, 1, 0], axis=0)],
         lambda x: np.sort(x.T.flatten(), stable=True),
     ]:
         np.testing.assert_array_equal(f(t).data, f(x))
@@ -1308,6 +1290,10 @@ def test_results_are_not_written_into_tensors():
         (lambda t: t.prod(), [0.0, 2.0, 0.0], [0.0, 0.0, 0.0]),
         (lambda t: t.prod(), [-1.0, 2.0, 3.0, 4.0, 5.0], [120.0, -60.0, -40.0, -30.0, -24.0]),
         (sigmoid, [-800.0, 0.0, 800.0], [0.0, 0.25, 0.0]),
+        (lambda t: t ** Tensor([3, 2]), [-2.0, -3.0], [12.0, -6.0]),
+        (lambda t: t * 2, [np.nan, inf, -inf, 1.0], [2.0] * 4),
+        (np.tanh, [inf, -inf], [0.0, 0.0]),
+        (np.exp, np.nan, np.nan),
     ],
 )
 def test_convention(f, x, expected):
@@ -1396,9 +1382,8 @@ def test_derivatives_of_products_are_right_whatever_overflows_between_the_factor
         second = np.array([[(i != j) * product_of_all_but(x, i, j) for i in range(7)] for j in range(7)])
         factors = np.where(x == 0, 1, x)
         size = np.abs([product_of_all_but(factors, i) for i in range(7)])
-        rows = (size > np.finfo(dtype).tiny) & (
-            size < np.finfo(dtype).max / 2
-        )  # where the first derivative can be told
+        limits = np.finfo(dtype)
+        rows = (size > limits.tiny) & (size < limits.max / 2)  # where the first derivative can be told
         for h in hessians:
             assert_close_where_it_can_be_told(h(x)[rows], second[rows])
         x, c = np.abs(x), numbers.uniform(0.5, 2, 7).astype(dtype)
@@ -1408,28 +1393,19 @@ def test_derivatives_of_products_are_right_whatever_overflows_between_the_factor
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("side", [1, -1])
-@pytest.mark.filterwarnings("ignore:overflow", "ignore:underflow")
-def test_gradients_of_products_are_right_where_only_large_or_only_small_factors_overflow_the_product(dtype, side):
-    x = np.exp2(side * np.array([0, 0.7, 0.7]) * np.finfo(dtype).maxexp).astype(dtype)
-    expected = np.array([product_of_all_but(x, i) for i in range(3)])
-    for g in (grad(np.prod)(x), jit(grad(np.prod))(x)):
-        assert_close_where_it_can_be_told(g[1:], expected[1:])
-
-
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("size", [1.0, 1e-3, 1e3])  # with which nothing, or something, overflows or underflows
-def test_the_gradient_of_a_product_is_the_same_by_division_and_without(dtype, size):
-    x = (np.random.default_rng(3).uniform(-1.5, 1.5, (4, 6)) * size).astype(dtype)
-    x[x == 0] = 1
-    for axis in (0, 1, -1):
-        others = np.array([[product_of_all_but(np.moveaxis(x, axis, -1)[i], j) for j in range(x.shape[axis])]
-                           for i in range(x.size // x.shape[axis])])  # fmt: skip
-        expected = np.moveaxis(others.reshape(np.moveaxis(x, axis, -1).shape), -1, axis)
-        rows = grad(lambda x, axis=axis: np.sum(np.prod(x, axis)))
-        with np.errstate(all="ignore"):
+@pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid", "ignore:underflow", "ignore:divide")
+def test_the_gradient_of_a_product_is_the_same_by_division_and_without(dtype):
+    """Whether nothing overflows or underflows, or something, or only large or only small factors do."""
+    x, large = np.random.default_rng(3).uniform(-1.5, 1.5, (4, 6)), np.array([[0, 0.7, 0.7]]) * np.finfo(dtype).maxexp
+    for factors in (x, x * 1e-3, x * 1e3, np.exp2(large), np.exp2(-large)):
+        x = np.where(factors.astype(dtype) == 0, 1, factors).astype(dtype)
+        for axis in (0, 1, -1):
+            expected = np.empty(x.shape, np.longdouble)
+            for i, j in np.ndindex(x.shape):
+                expected[i, j] = product_of_all_but(x[:, j], i) if axis == 0 else product_of_all_but(x[i], j)
+            rows = grad(lambda x, axis=axis: np.sum(np.prod(x, axis)))
             for g in (rows(x), jit(rows)(x)):
-                assert_close_where_it_can_be_told(g.ravel(), expected.ravel())
+                assert_close_where_it_can_be_told(g, expected)
 
 
 @pytest.mark.parametrize("x", [[2.0, 0, 3, 5, 1], [0.0, 2, 0, 3, 1], [1.0, -2, 3, 0.5, 0], [0.0, 0, 0, 0, 0]])
@@ -1549,26 +1525,25 @@ def test_indices_of_small_dtypes_at_their_limits(index):
     assert g.sum() == 1
 
 
-def test_square_root_at_zero_is_infinitely_steep_as_in_pytorch():
-    with np.errstate(divide="ignore"):
-        assert grads(lambda t: t.sqrt(), 0.0)[1][0] == np.inf
-        assert grads(lambda t: t**0.5, 0.0)[1][0] == np.inf
+@pytest.mark.parametrize(
+    ("f", "x", "expected"),
+    [
+        (np.sqrt, 0.0, inf),
+        (lambda t: t**0.5, 0.0, inf),
+        (lambda t: np.log(relu(t)), [0.0, 1.0], [0.0, 1.0]),
+        (lambda t: np.where(t > 0, np.log(t), 0), [0.0, 1.0], [np.nan, 1.0]),
+        (lambda t: np.where(t > 0, np.log(np.where(t > 0, t, 1)), 0), [0.0, 1.0], [0.0, 1.0]),
+    ],
+)
+def test_infinite_slopes_are_as_in_pytorch_and_as_the_readme_says(f, x, expected):
+    with np.errstate(all="ignore"):
+        np.testing.assert_array_equal(grad(lambda t: f(t).sum())(np.array(x)), expected)
 
 
-def test_negative_base_with_integer_tensor_exponent():
-    x, p = leaf([-2.0, -3.0]), Tensor([3, 2])
-    (x**p).sum().backward()
-    np.testing.assert_array_equal(x.grad, [12.0, -6.0])
-
-
-def test_power_with_base_and_exponent_requiring_gradients_at_base_zero():
-    x, p = leaf([0.0, 0.0, 2.0]), leaf([2.0, 0.0, 3.0])
-    (x**p).sum().backward()
-    np.testing.assert_allclose(x.grad, [0.0, 0.0, 12.0])
-    np.testing.assert_allclose(p.grad, [0.0, 0.0, 8 * math.log(2)])
-
-
-def test_mixed_derivatives_of_powers_at_exponent_zero():
+def test_powers_at_base_zero_and_at_exponent_zero_have_both_derivatives():
+    by_base, by_exponent = grad(lambda x, p: (x**p).sum(), (0, 1))(np.array([0.0, 0.0, 2.0]), np.array([2.0, 0.0, 3.0]))
+    np.testing.assert_allclose(by_base, [0.0, 0.0, 12.0])
+    np.testing.assert_allclose(by_exponent, [0.0, 0.0, 8 * math.log(2)])
     found = hessian(lambda z: z[0] ** z[1])(np.array([2.0, 0.0]))
     np.testing.assert_allclose(found, [[0.0, 0.5], [0.5, math.log(2) ** 2]])
     by_y, by_x = (lambda f: grad(lambda y: f(2.0, y))), (lambda f: lambda x, y: grad(lambda x: f(x, y))(x))
@@ -1589,38 +1564,35 @@ def test_second_derivatives_of_norms_where_a_component_is_zero():
         np.testing.assert_allclose(hessian(f)(x), np.eye(3) / 5 - np.outer(x, x) / 125, atol=1e-15)
 
 
-def test_clip_passes_gradients_to_bounds_that_are_tensors():
-    x, low, high = leaf([-2.0, 0.5, 3.0]), leaf(-1.0), leaf([1.0, 1.0, 1.0])
-    out = x.clip(low, high)
-    np.testing.assert_array_equal(out.data, [-1.0, 0.5, 1.0])
-    out.backward([1.0, 10.0, 100.0])
-    np.testing.assert_array_equal(x.grad, [0.0, 10.0, 0.0])
-    assert low.grad == 1.0
-    np.testing.assert_array_equal(high.grad, [0.0, 0.0, 100.0])
-    crossed = leaf(5.0)
-    leaf([0.0, 9.0]).clip(crossed, 1.0).sum().backward()
-    assert crossed.grad == 0.0
-    # The upper limit is what comes of it, also where it is the lower one or below, whatever else is equal.
-    high = leaf(0.0)
-    np.clip([2.0, 3.0], 0.0, high).sum().backward()
-    assert high.grad == 2.0
-    x, high = leaf([1.0, 2.0]), leaf(1.0)
-    np.clip(x, 3.0, high).sum().backward()
-    assert (x.grad.tolist(), high.grad) == ([0.0, 0.0], 2.0)
+@pytest.mark.parametrize(
+    ("x", "low", "high", "expected"),
+    [
+        ([-2.0, 0.5, 3.0], -1.0, [1.0, 1.0, 1.0], ([0.0, 10.0, 0.0], 1.0, [0.0, 0.0, 100.0])),
+        # The upper limit is what comes of it, also where it is the lower one or below, whatever else is equal.
+        ([0.0, 9.0], 5.0, 1.0, ([0.0, 0.0], 0.0, 11.0)),
+        ([2.0, 3.0], 0.0, 0.0, ([0.0, 0.0], 0.0, 11.0)),
+        ([1.0, 2.0], 3.0, 1.0, ([0.0, 0.0], 0.0, 11.0)),
+    ],
+)
+def test_clip_passes_gradients_to_bounds_that_require_them(x, low, high, expected):
+    arrays = [*map(np.array, (x, low, high))]
+    found = grad(lambda *t: np.clip(*t) @ [1.0, 10.0, 100.0][: len(x)], (0, 1, 2))(*arrays)
+    for g, h in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(g, h)
+    np.testing.assert_array_equal(np.clip(*map(leaf, arrays)).data, np.clip(*arrays))
 
 
-def log_det_of_symmetric(name: str) -> Any:
-    if name == "cholesky":
-        return lambda a: 2 * np.sum(np.log(np.diag(np.linalg.cholesky(a))))
-    if name == "eigh":
-        return lambda a: np.sum(np.log(np.linalg.eigh(a).eigenvalues))
-    return lambda a: np.sum(np.log(np.linalg.eigvalsh(a)))
+LOG_DETS = {
+    "cholesky": lambda a: 2 * np.sum(np.log(np.diag(np.linalg.cholesky(a)))),
+    "eigh": lambda a: np.sum(np.log(np.linalg.eigh(a).eigenvalues)),
+    "eigvalsh": lambda a: np.sum(np.log(np.linalg.eigvalsh(a))),
+}
 
 
-@pytest.mark.parametrize("name", ["cholesky", "eigh", "eigvalsh"])
+@pytest.mark.parametrize("name", LOG_DETS)
 def test_gradients_by_a_symmetric_matrix_are_those_of_the_closed_form_in_the_triangle_that_is_read(name):
-    a = CATALOGUE["linalg.inv"][0].draw()[0]
-    log_det, a = log_det_of_symmetric(name), a @ a.T
+    log_det, a = LOG_DETS[name], CATALOGUE["linalg.inv"][0].draw()[0]
+    a = a @ a.T
     np.testing.assert_array_equal(np.triu(grad(log_det)(a), 1), 0)
     assert gradcheck(log_det, a)
 
@@ -1718,38 +1690,18 @@ def test_options_of_factorizations_that_have_no_rule_are_errors_that_name_them(m
         OPTIONS_OF_FACTORS[message](leaf(x))
 
 
-def test_logarithms_that_np_where_does_not_take_and_singular_matrices_are_as_the_readme_says():
-    x = np.array([0.0, 1.0])
-    with np.errstate(all="ignore"):
-        np.testing.assert_array_equal(grad(lambda t: np.where(t > 0, np.log(t), 0).sum())(x), [np.nan, 1.0])
-    inner = grad(lambda t: np.where(t > 0, np.log(np.where(t > 0, t, 1)), 0).sum())
-    np.testing.assert_array_equal(inner(x), [0.0, 1.0])
+def test_the_determinant_of_a_singular_matrix_has_no_gradient_as_the_readme_says():
     with pytest.raises(np.linalg.LinAlgError, match="Singular"):
         grad(np.linalg.det)(np.ones((2, 2)))
 
 
-def test_masked_gradients_stop_infinities():
-    x = leaf([0.0, 1.0])
-    with np.errstate(divide="ignore"):
-        np.log(relu(x)).sum().backward()
-    np.testing.assert_array_equal(x.grad, [0.0, 1.0])
-
-
-def test_nan_and_infinity_pass_through():
-    x = leaf([np.nan, np.inf, -np.inf, 1.0])
-    (x * 2).sum().backward()
-    np.testing.assert_array_equal(x.grad, [2.0] * 4)
-    np.testing.assert_array_equal(grads(lambda t: np.tanh(t), np.array([np.inf, -np.inf]))[1][0], [0.0, 0.0])
-    assert math.isnan(grads(np.exp, np.nan)[1][0])
-
-
 def test_size_zero_arrays_go_both_ways():
     x = leaf(np.zeros((0, 3)))
-    for f in (np.sum, np.exp, lambda t: t.sum(axis=0), lambda t: t.prod(), lambda t: t @ np.ones(3), lambda t: t.T * 2):
+    for f in (np.sum, np.exp, lambda t: t.sum(axis=0), np.prod, lambda t: t @ np.ones(3), lambda t: t.T * 2):
         out = f(x)
-        assert out.requires_grad
         out.backward(np.ones(out.shape))
         assert x.grad.shape == (0, 3)
+        x.grad = None
     assert x.prod().item() == 1.0
 
 
@@ -3891,10 +3843,6 @@ def of_any_library(name: str, call: Call) -> tuple[Any, list[Any]]:
     """A function of arrays, and the arrays. (What empty_like holds is nobody's business.)"""
     function = (lambda *x: np.isnan(np.empty_like(*x)) < 2) if name == "empty_like" else named(name)
     return lambda *xs: call.of(function, xs), call.draw()
-
-
-def calls(text: str) -> list[str]:
-    return [case.strip() for case in text.replace("\n", ";").split(";") if case.strip()]
 
 
 def of_leaves(text: str) -> tuple[Any, list[str]]:
