@@ -258,6 +258,20 @@ def elementwise(name: str) -> list[Call]:
     return calls
 
 
+OF_THIS_FILE = {"relu": relu, "sigmoid": sigmoid, "getitem": operator.getitem, "astype": lambda x, to: x.astype(to)}
+
+
+def named(name: str) -> Any:
+    return OF_THIS_FILE.get(name) or operator.attrgetter(name)(np)
+
+
+def known(name: str) -> bool:
+    """Whether this release of NumPy has the function."""
+    with contextlib.suppress(AttributeError):
+        return bool(named(name))
+    return False
+
+
 def alternatives(text: str) -> list[str]:
     """What braces stand for: ``a{b/c}`` for ``ab`` and ``ac``."""
     before, brace, rest = text.partition("{")
@@ -287,7 +301,7 @@ def table(text: str) -> dict[str, list[Call]]:
         release = re.match(r"\s*(>=|<) (\S+) ", names)
         if release and (np.lib.NumpyVersion(np.__version__) >= release[2]) != (release[1] == ">="):
             continue
-        for name in names[release.end() if release else 0 :].split():
+        for name in filter(known, names[release.end() if release else 0 :].split()):
             short["n"] = {"percentile": 100, "max": 0.1, "min": 1.3}.get(name, 1)
             for i, part in enumerate(said.split("|")):
                 for arguments in calls(part):
@@ -521,7 +535,6 @@ CONSTANTS: dict[str, list[Call]] = table("""
 """)
 CALLS = CATALOGUE | CONSTANTS
 
-OF_THIS_FILE = {"relu": relu, "sigmoid": sigmoid, "getitem": operator.getitem, "astype": lambda x, to: x.astype(to)}
 OF_SECOND = {
     **{"relu": lambda x: anp.maximum(x, 0), "sigmoid": lambda x: 1 / (1 + anp.exp(-x)), "getitem": operator.getitem},
     **{"astype": lambda x, dtype: 1.0 * x, "positive": lambda x: 1.0 * x},
@@ -534,19 +547,8 @@ for function in filter(inspect.isfunction, vars(tinygrad_lite).values()):
         ROWS[row.function] = row
 
 
-def named(name: str) -> Any:
-    return OF_THIS_FILE.get(name) or operator.attrgetter(name)(np)
-
-
-def known(name: str) -> bool:
-    """Whether this release of NumPy has the function."""
-    with contextlib.suppress(AttributeError):
-        return bool(named(name))
-    return False
-
-
 def params(catalogue: Any) -> list[Any]:
-    return [pytest.param(n, call, id=f"{n}({call})") for n, calls in catalogue.items() if known(n) for call in calls]
+    return [pytest.param(n, call, id=f"{n}({call})") for n, calls in catalogue.items() for call in calls]
 
 
 def leaves_of(arrays: Any, dtype: Any = float) -> list[Any]:
@@ -688,8 +690,8 @@ def nodes_of(*tensors: Any) -> list[Any]:
 
 def test_every_row_of_the_table_has_a_case_and_every_case_a_row():
     rules = {f for f, row in ROWS.items() if row.vjps or row.expression}
-    assert {named(name) for name in CATALOGUE if name not in OF_THIS_FILE and known(name)} == rules & {*FUNCTIONS}
-    assert {named(name) for name in CONSTANTS if known(name)} == {f for f in ROWS if f in FUNCTIONS} - rules
+    assert {named(name) for name in CATALOGUE if name not in OF_THIS_FILE} == rules & {*FUNCTIONS}
+    assert {*map(named, CONSTANTS)} == {f for f in ROWS if f in FUNCTIONS} - rules
 
 
 def flat_by_nature(name: str, call: Call, plain: Any) -> bool:
@@ -705,18 +707,23 @@ def flat_by_nature(name: str, call: Call, plain: Any) -> bool:
     )
 
 
-def test_every_call_of_the_catalogue_has_a_gradient_that_is_not_0_throughout_and_so_has_every_array():
-    flat, moving, arrays_of = [], set(), set()
-    for name, calls in CATALOGUE.items():
-        for call in calls if known(name) else ():
-            arrays = call.draw()
-            is_moving = [np.any(g) for g in backward(name, call, arrays)[1]]
-            if flat_by_nature(name, call, call.of(named(name), arrays)) == any(is_moving):
-                flat.append(f"{name}({call})")
-            arrays_of |= {(name, i) for i in range(len(is_moving))}
-            moving |= {(name, i) for i, moves in enumerate(is_moving) if moves}
+def test_every_rule_is_recorded_by_a_call_and_every_call_and_every_array_has_a_gradient_that_is_not_0_throughout():
+    """Also the rules of functions that NumPy has not, which the re-expressions and the other rules call."""
+    x = leaf([1.0, 2.0])
+    (x[[0, 0]] ** 2).sum().backward(create_graph=True)  # a gradient that depends on x goes back into its place
+    rows, flat, moving, arrays_of = {node[1] for node in nodes_of(x.grad)}, [], set(), set()
+    for name, call in ((name, call) for name, calls in CATALOGUE.items() for call in calls):
+        arrays = call.draw()
+        out, gradients = backward(name, call, arrays, create_graph=True)
+        rows |= {node[1] for node in nodes_of(*required([*tree_leaves(out), *gradients]))}
+        is_moving = [np.any(data_of(g)) for g in gradients]
+        if flat_by_nature(name, call, call.of(named(name), arrays)) == any(is_moving):
+            flat.append(f"{name}({call})")
+        arrays_of |= {(name, i) for i in range(len(gradients))}
+        moving |= {(name, i) for i, moves in enumerate(is_moving) if moves}
     assert flat == []
     assert arrays_of - moving == {("copysign", 1), ("full_like", 0)}
+    assert [f for f, row in ROWS.items() if row.vjps and row not in rows] == []
 
 
 def test_the_second_engine_is_asked_for_gradients_of_all_functions_that_it_knows():
@@ -726,18 +733,6 @@ def test_the_second_engine_is_asked_for_gradients_of_all_functions_that_it_knows
         quantile split take take_along_axis vdot vsplit"""
     asked = [name for name in CATALOGUE if any(of_second_engine(name, c, c.draw()) for c in CATALOGUE[name])]
     assert {*CATALOGUE} - {*asked} == {*unknown.split()}
-
-
-def test_every_rule_is_recorded_by_a_case():
-    """The rules of functions that NumPy has not too, which the re-expressions and the other rules call."""
-    x = leaf([1.0, 2.0])
-    (x[[0, 0]] ** 2).sum().backward(create_graph=True)  # a gradient that depends on x goes back into its place
-    rows = {node[1] for node in nodes_of(x.grad)}
-    for name, calls in CATALOGUE.items():
-        for call in calls:
-            out, gradients = backward(name, call, call.draw(), create_graph=True)
-            rows |= {node[1] for node in nodes_of(*required([*tree_leaves(out), *gradients]))}
-    assert [f for f, row in ROWS.items() if row.vjps and row not in rows] == []
 
 
 @pytest.mark.parametrize(("name", "call"), params(CATALOGUE))
@@ -756,13 +751,6 @@ def test_elementwise_functions_agree_with_differences_for_all_shapes_that_broadc
     check(name, call, seed)
 
 
-@given(
-    shapes=mutually_broadcastable_shapes(signature=np.matmul.signature, max_dims=2, max_side=3, min_side=1), seed=SEEDS
-)
-def test_matmul_agrees_with_differences_for_random_shapes(shapes, seed):
-    check("matmul", Call(*[A(*shape) for shape in shapes.input_shapes]), seed)
-
-
 @given(data=st.data(), shape=array_shapes(max_dims=3, max_side=4), seed=SEEDS)
 def test_indexing_agrees_with_differences_for_random_indices(data, shape, seed):
     index = data.draw(
@@ -774,15 +762,6 @@ def test_indexing_agrees_with_differences_for_random_indices(data, shape, seed):
     x = np.random.default_rng(seed).normal(size=shape)
     arrays = isinstance(index, tuple) and any(isinstance(i, np.ndarray) for i in index)
     np.testing.assert_array_equal(leaf(x)[tuple(map(Tensor, index)) if arrays else index].data, x[index])
-
-
-@given(data=st.data(), shape=array_shapes(min_dims=0, max_dims=4, max_side=3))
-def test_transposes_and_reshapes_agree_with_differences_for_random_axes(data, shape):
-    axes = tuple(data.draw(st.permutations(range(len(shape)))))
-    source, destination = [tuple(data.draw(st.permutations(axes))[: len(shape) // 2]) for _ in range(2)]
-    check("transpose", Call(A(*shape), axes))
-    check("moveaxis", Call(A(*shape), source, destination))
-    check("reshape", Call(A(*shape), -1))
 
 
 @pytest.mark.parametrize("name", [*REDUCTIONS, "ptp", "median", "average"])
@@ -813,7 +792,7 @@ OF_PYTHON = {
 }
 
 
-NAMES_OF_METHODS = {"abs": "absolute"} | {
+NAMES_OF_METHODS = {"abs": "absolute", "conj": "conjugate"} | {
     name: name for name in dir(Tensor) if name in CALLS and name != "sort" and callable(getattr(Tensor, name))
 }  # but a.sort() works in place
 RENAMED = ("reshape", "transpose", "clip")  # whose parameters are those of ndarray's methods
@@ -886,13 +865,10 @@ def test_means_of_more_than_float16_counts_or_adds_up_are_right():
 
 def test_sinc_has_all_its_derivatives_near_0():
     x = np.array([0.0, 1e-9, -0.001, 0.0299, 0.0301, 0.2])
-    z = np.pi * x
-    squares = np.pi**2 * sum(
-        [(-1) ** k * z ** (2 * k - 2) * 2 * k * (2 * k - 1) / math.factorial(2 * k + 1) for k in range(1, 12)]
-    )
-    slopes = np.pi * sum([(-1) ** k * z ** (2 * k - 1) * 2 * k / math.factorial(2 * k + 1) for k in range(1, 12)])
+    series = np.polynomial.Polynomial([(-1) ** (k // 2) * (k % 2 == 0) / math.factorial(k + 1) for k in range(24)])
+    slopes, bends = np.pi * series.deriv()(np.pi * x), np.pi**2 * series.deriv(2)(np.pi * x)
     np.testing.assert_allclose(grad(lambda x: np.sinc(x).sum())(x), slopes, rtol=1e-12)
-    np.testing.assert_allclose(np.diag(hessian(lambda x: np.sinc(x).sum())(x)), squares, rtol=1e-9)
+    np.testing.assert_allclose(np.diag(hessian(lambda x: np.sinc(x).sum())(x)), bends, rtol=1e-9)
     for dtype, units in ((np.float16, 8), (np.float32, 8), (np.float64, 40)):  # in the last place of 1
         x = np.linspace(-0.9, 0.9, 3000).astype(dtype)
         slopes = grad(lambda x: np.sinc(x).sum())(x.astype(np.longdouble))
@@ -948,17 +924,13 @@ def test_what_functions_of_the_table_do_not_know_is_refused(match, text):
 def test_methods_of_numpys_arrays_do_what_they_do_there():
     x = np.array([[3.0, -1.0, 2.0], [0.5, 4.0, -2.5]])
     t = leaf(x)
-    for f in [
-        *[lambda x: x.flatten(), lambda x: x.flatten("F"), lambda x: x.ravel("F"), lambda x: x.conj()],
-        *[lambda x: x.reshape(3, 2, order="F"), lambda x: x.reshape((-1, 2), order="C"), lambda x: x.conjugate()],
-        *[lambda x: x.real, lambda x: x.take([0, 5, 1, 1, 2, 3]), lambda x: x.T.repeat([2, 1, 0], axis=0)],
-        lambda x: np.sort(x.T.flatten(), stable=True),
-    ]:
+    for f in (
+        *(lambda x: x.flatten(), lambda x: x.flatten("F"), lambda x: x.reshape(3, 2, order="F"), lambda x: x.real),
+        lambda x: x.reshape((-1, 2), order="C"),
+    ):
         np.testing.assert_array_equal(f(t).data, f(x))
         assert gradcheck(f, x)
-    constants = [t.imag, round(t), round(t, 1), t.argpartition(1, axis=0), t[0].detach().searchsorted(x)]
-    plain = [x.imag, np.round(x), np.round(x, 1), x.argpartition(1, axis=0), x[0].searchsorted(x)]
-    for out, expected in zip(constants, plain, strict=True):
+    for out, expected in ((t.imag, x.imag), (round(t), np.round(x)), (round(t, 1), np.round(x, 1))):
         assert not out.requires_grad
         np.testing.assert_array_equal(out.data, expected)
     assert (t.nbytes, leaf(x, np.float32).nbytes, Tensor(1.0).nbytes) == (48, 24, 8)
@@ -968,9 +940,7 @@ def test_methods_of_numpys_arrays_do_what_they_do_there():
     flat = Tensor(x).flatten()
     flat.data[0] = 9.0  # a copy, as in NumPy
     assert x[0, 0] == 3.0
-    assert (np.iscomplexobj(t), np.isrealobj(t)) == (False, True)
     assert jit(lambda x: x * 2 if np.isrealobj(x) else x)(x)[0, 0] == 6.0
-    np.testing.assert_array_equal(jit(grad(lambda x: x.trace() * 2))(x), [[2, 0, 0], [0, 2, 0]])
 
 
 @pytest.mark.parametrize(
@@ -1081,7 +1051,10 @@ def test_float32_and_float16_stay_what_they_are_in_every_rule(name, dtype, monke
             assert seen | {node[4].dtype for node in nodes if node[1]} <= {np.dtype(dtype)}
 
 
-def test_mixed_dtypes_follow_numpy_and_gradients_the_operand():
+def test_all_float_dtypes_can_require_gradients_and_mixed_they_follow_numpy_and_gradients_the_operand():
+    for dtype in (np.float16, np.float32, np.float64, np.longdouble):
+        g = grad(lambda x: (x**2).sum())(np.array([1.0, 2.0], dtype))
+        np.testing.assert_array_equal(g, np.array([2, 4], dtype), strict=True)
     x, y = leaf([1.0, 2.0], np.float32), leaf([3.0, 4.0], np.float64)
     out = x * y + 1
     assert out.dtype == np.float64
@@ -1095,14 +1068,7 @@ def test_mixed_dtypes_follow_numpy_and_gradients_the_operand():
         assert (x * other).dtype == (other * x).dtype == (np.float32([1, 2]) * other).dtype == np.float64
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.longdouble])
-def test_all_float_dtypes_can_require_gradients(dtype):
-    x = leaf([1.0, 2.0], dtype)
-    (x**2).sum().backward()
-    np.testing.assert_array_equal(x.grad, np.array([2, 4], dtype), strict=True)
-
-
-@pytest.mark.parametrize("name", [name for name in CONSTANTS if known(name)])
+@pytest.mark.parametrize("name", CONSTANTS)
 def test_constants_are_numpys_and_carry_no_gradient(name):
     function = named(name)
     for call in CONSTANTS[name]:
@@ -1119,14 +1085,6 @@ def test_constants_are_numpys_and_carry_no_gradient(name):
             else:
                 assert x == y
     np.testing.assert_array_equal(grad(lambda x: np.linalg.norm(x, 0))(np.array([1.0, 0.0])), [0.0, 0.0])
-
-
-def test_a_constant_of_a_tensor_that_it_would_copy_is_refused():
-    with pytest.raises(TypeError, match=r"np\.(full_like|copyto)"):
-        np.full_like(np.ones(2), leaf(1.0))
-    fill = leaf(1.0)
-    np.full_like(leaf([1.0, 2.0]), fill).sum().backward()
-    assert fill.grad == 2.0
 
 
 # What is not in the table is refused, and so are the options that no rule sees.
@@ -1222,9 +1180,9 @@ def test_results_are_not_written_into_tensors():
     for call in [
         *[lambda: np.add(1.0, [1.0, 2.0], out=t), lambda: np.sum(np.ones((2, 2)), 0, out=t)],
         *[lambda: np.concatenate(x, out=t), lambda: np.copyto(t, 1.0), lambda: np.copyto(np.ones(2), t)],
-        *[lambda: np.add.at(t, [0], 1.0), lambda: np.put(t, [0], 1.0)],
+        *[lambda: np.add.at(t, [0], 1.0), lambda: np.put(t, [0], 1.0), lambda: np.full_like(np.ones(2), t)],
     ]:
-        with pytest.raises(TypeError, match=r"np\.(add|sum|concatenate|copyto|put)\b"):
+        with pytest.raises(TypeError, match=r"np\.(add|sum|concatenate|copyto|put|full_like)\b"):
             call()
     np.testing.assert_array_equal(t.data, [1.0, 2.0])
 
@@ -1325,10 +1283,7 @@ def assert_close_where_it_can_be_told(found: Any, expected: Any) -> None:
 def test_products_with_a_gradient_are_numpys_bit_for_bit(dtype, axis):
     x = np.random.default_rng(5).uniform(0.8, 1.2, (9, 7, 13)).astype(dtype)
     for keepdims in (False, True):
-
-        def f(x, keepdims=keepdims):
-            return np.prod(x, axis, keepdims=keepdims)
-
+        f = functools.partial(np.prod, axis=axis, keepdims=keepdims)
         for found in (f(leaf(x, dtype)).data, jit(f)(x), jvp(f, (x,), (x,))[0]):
             np.testing.assert_array_equal(found, f(x), strict=True)
     if not isinstance(axis, tuple):
@@ -3800,7 +3755,7 @@ def check_lazy(case: Any, kind: Any) -> None:
     check_close([*outs, *constants, *gradients], [*expected_outs, *expected_outs, *expected_gradients])
 
 
-EVERYWHERE = {name: [call for call in CALLS[name] if call.is_everywhere] for name in sorted(CALLS) if known(name)}
+EVERYWHERE = {name: [call for call in CALLS[name] if call.is_everywhere] for name in sorted(CALLS)}
 
 
 def refusals(name: str, kind: Any) -> dict[Call, Exception]:
