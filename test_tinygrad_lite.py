@@ -1184,7 +1184,7 @@ CONVENTIONS = """
     np.clip(t, -1, [1, 1, 1]) at [-2, 0.5, 3]: [0, 1, 0]; np.clip([-2, 0.5, 3], t, [1, 1, 1]) at -1: 1
     np.clip([-2, 0.5, 3], -1, t) at [1, 1, 1]: [0, 0, 1]; np.clip([0, 9], t, 1) at 5: 0; np.clip([2, 3], 0, t) at 0: 2
     np.clip([1, 2], 3, t) at 1: 2; np.array([0, 0, 2]) ** t at [2, 0, 3]: [0, 0, 8 * math.log(2)]
-    t ** np.array([2, 0, 3]) at [0, 0, 2]: [0, 0, 12]
+    t ** np.array([2, 0, 3]) at [0, 0, 2]: [0, 0, 12]; np.clip([-1, 2], t, 3) at -1: 0; np.clip([3, 1], 0, t) at 3: 0
     """
 INFINITE = """
     np.sqrt(t) at 0: inf; t**0.5 at 0: inf; np.log(relu(t)) at [0, 1]: [0, 1]
