@@ -4703,6 +4703,8 @@ ERRORS: list[tuple[str, Any, type[Exception], str]] = [
     ("gradcheck of integers", lambda: gradcheck(lambda x: x * 2, 2), TypeError, r"no float argument"),
     ("no rule for one", lambda: np.where(leaf([1.0]), 1.0, 2.0), TypeError, r"np\.where.*argument 0: detach\(\)"),
     ("by keyword", lambda: np.sum(leaf([1.0]), axis=leaf(0.0)), TypeError, r"by position"),
+    ("option in the way", lambda: np.take(leaf(ROW), [0, 1], axis=0, out=np.ones(2)), TypeError, r"takes no out: "),
+    ("spacing", lambda: np.gradient([1.0, 2.0, 4.0], leaf(2.0)), TypeError, r"lose them as a NumPy array"),
     ("multiplied by text", lambda: leaf(1.0) + "a", TypeError, r"unsupported operand"),
     ("an object times", lambda: object() * leaf(1.0), TypeError, r"unsupported operand"),
     ("length of a number", lambda: len(leaf(1.0)), TypeError, r"len\(\) of unsized"),

@@ -1429,7 +1429,7 @@ def _average(a, axis=None, weights=None, *, keepdims=False):
     return _exact(((_merged(a, axis) * weights).sum(-1) / weights.sum(-1)).reshape(value.shape), value)
 
 
-def _take(a, indices, axis=None, mode="raise"):
+def _take(a, indices, axis=None, *, mode="raise"):
     _check_local(np.take, indices)
     a = np.ravel(a) if axis is None else np.atleast_1d(a)
     (before,) = _axes(a, axis or 0)
@@ -1456,7 +1456,7 @@ def _interp(x, xp, fp):
 def _gradient(f, *varargs, axis=None, edge_order=1):
     """A product with a matrix of three elements a row, side by side, which NumPy makes of three combs."""
     _check_local(np.gradient, f)
-    f, axes = _as_tensor(f), _axes(f, axis)
+    axes = _axes(f := _as_tensor(f), axis)
     values = np.gradient(f.detach(), *map(np.asarray, varargs), axis=axis, edge_order=edge_order)
 
     def along(axis, spacing):
