@@ -2121,6 +2121,7 @@ _portable: dict[Any, Callable] = {
     np.var: lambda a, axis=None, **keep: np.mean((a - np.mean(a, axis, keepdims=True)) ** 2, axis, **keep),
     np.std: lambda a, axis=None, **keep: np.sqrt(np.var(a, axis, **keep)), _add_at: _placed,
     np.flip: lambda m, axis=None: m[tuple([np.s_[:: -1 if i in _axes(m, axis) else None] for i in range(m.ndim)])],
+    inspect.unwrap(_limited): lambda a, low, high: np.minimum(np.maximum(a, low), high),
     vars(_length)["__wrapped__"]: lambda x, p, axis, keepdims: np.sqrt(np.sum(x * x, axis, keepdims=keepdims)),
     op.getitem: lambda x, index: x[index] if (hits := _hits(index, x.shape)) is None else np.where(hits, x, 0).sum(1)}
 _patterns: dict[Any, str] = {op.getitem: "{}[{}]", np.negative: "(-{})", **{f: f"({{}} {sign} {{}})" for f, sign in {
@@ -2291,20 +2292,19 @@ class _Trace:
 
     def portably(self, function, args, shape, dtype, weak):
         """What a line says, in what the other libraries know."""
-        if function is _reshape and args[0].ndim:  # of what may not be contiguous, as it has to be for numba
+        # What may not be contiguous, numba does not reshape; and its numbers are no arrays.
+        if function is _reshape and args[0].ndim and args[0].function not in (_whole, np.ravel, *_reductions):
             args = (self.new(np.ravel, args[:1], {}, ((args[0].size,), dtype, weak)), *args[1:])
-        elif function in (_reshape, op.getitem) and args[0].shape == ():  # numba's numbers are no arrays
+        elif function in (_reshape, op.getitem) and args[0].shape == ():
             function, args = np.broadcast_to, (args[0], shape)
         elif function is _transpose and len(shape) > 2:
             function, args = np.moveaxis, (*args, (*range(len(shape)),))
         elif (function is np.where or isinstance(function, np.ufunc)) and dtype in (float, np.float32) and not weak:
             # PyTorch's functions take no numbers, and it makes float32 of what is none of floats.
-            others = [a for a in args[function is np.where :] if getattr(a, "like", ())[1:] != (dtype, False)]
-            if len(others) == len(args[function is np.where :]) or function not in (np.where, np.ldexp, *_patterns):
+            rest = [a for a in args[function is np.where :] if getattr(a, "like", ())[1:] != (dtype, False)]
+            if len(rest) == len(args[function is np.where :]) or function not in (np.where, np.ldexp, *_patterns):
                 one = self.new(np.ones, ((),), {"dtype": dtype}, ((), dtype, False))
-                made = {
-                    a: self.line(np.multiply, (one, a), {}, (getattr(a, "shape", ()), dtype, False)) for a in others
-                }
+                made = {a: self.line(np.multiply, (one, a), {}, (getattr(a, "shape", ()), dtype, False)) for a in rest}
                 args = tuple([made.get(a, a) for a in args])
         return function, args
 
@@ -2359,7 +2359,7 @@ class _Trace:
                 if is_same and np.broadcast_shapes(*[b.shape or () for b in (*others, thin)]) == like[0]:
                     args[i] = a = thin
             if isinstance(a, np.floating) and any(b.dtype == a.dtype and not b.weak for b in others):
-                args[i] = int(a) if a.is_integer() and 0 < abs(a) < 2**53 else a.item()
+                args[i] = int(a) if a.is_integer() and 0 < abs(a.item()) < 2**53 else a.item()
         return tuple(args)
 
     def returned(self, x):
@@ -2542,7 +2542,10 @@ def jit(f: Callable) -> Any:
     for floats. It has three more:
 
     ``source(*args)`` : the text of a module with the generated function, which needs NumPy alone. Where a Python float
-        becomes a number of NumPy's, that says ``np.float64(...)``.
+        becomes a number of NumPy's, that says ``np.float64(...)``. With ``portable=True`` it is a text for other
+        libraries: for ``numba.njit``, with ``import jax.numpy as np`` or ``import torch as np`` in its first line, and
+        for Dask's arrays. Results may be views of arguments there, and what cannot be said so is a TypeError that names
+        the function.
     ``lower(*args)`` : the generated function itself, for arguments of the same kind, which it does not check. It takes
         and returns NumPy's scalars for numbers. Tensors and arrays from outside it has with it. Of structures it takes
         and returns the leaves alone, one by one.
