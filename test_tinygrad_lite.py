@@ -3954,7 +3954,7 @@ NUMBERS: list[Any] = [
 ]
 UNPORTABLE = {
     "NumPy": "diff interp full_like trace diagonal",
-    "numba": """clip prod cumprod diff nanmax nanmin nanvar nanstd interp linspace convolve repeat roll diag tile pad
+    "numba": """prod cumprod diff nanmax nanmin nanvar nanstd interp linspace convolve repeat roll diag tile pad
         linalg.matmul full_like cross einsum linalg.inv linalg.det linalg.slogdet linalg.lstsq trace diagonal""",
     "JAX": "diff interp full_like linalg.lstsq linalg.matrix_power trace diagonal",
     "Dask": """cumsum diff interp linspace convolve repeat full_like linalg.inv linalg.det linalg.slogdet linalg.pinv
