@@ -1341,9 +1341,9 @@ for kind, rules in {
     "reduction": {
         np.var: _var_vjp, np.std: lambda g, out, a, axis=None, *, ddof=0, keepdims=False: (
             _var_vjp(g / 2, out, a, axis, ddof=ddof) / _spread(_nonzero(out, math.inf), out, a, axis))},
-    "": {
-        **dict.fromkeys((np.nanmax, np.nanmin), lambda g, out, a, axis=None, *, keepdims=False: (
-            _share(g, out, a, axis, keepdims=keepdims, where=a == a))),
+    "": {  # type: ignore[misc]
+        **{f: lambda g, out, a, axis=None, *, keepdims=False: (
+               _share(g, out, a, axis, keepdims=keepdims, where=a == a)) for f in (np.nanmax, np.nanmin)},
         np.nanvar: lambda g, _out, a, axis=None, *, ddof=0, keepdims=False: (
             np.where(np.isnan(a), 0, a - np.nanmean(a, axis, keepdims=True)) * _spread((2 * g / np.maximum(
                 np.sum(~np.isnan(a), axis, keepdims=keepdims) - ddof, 0)).astype(g.dtype), _out, a, axis)),
