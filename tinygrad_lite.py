@@ -1341,9 +1341,10 @@ for kind, rules in {
     "reduction": {
         np.var: _var_vjp, np.std: lambda g, out, a, axis=None, *, ddof=0, keepdims=False: (
             _var_vjp(g / 2, out, a, axis, ddof=ddof) / _spread(_nonzero(out, math.inf), out, a, axis))},
-    "": {  # type: ignore[misc]
-        **{f: lambda g, out, a, axis=None, *, keepdims=False: (
-               _share(g, out, a, axis, keepdims=keepdims, where=a == a)) for f in (np.nanmax, np.nanmin)},
+    "": {
+        **{nan_function: lambda g, out, a, axis=None, *, keepdims=False, vjp=vjp: (
+               vjp(g, out, a, axis, keepdims=keepdims, where=~np.isnan(a))) for nan_function, vjp in {
+            np.nansum: _spread, np.nanmean: _mean_vjp, np.nanmax: _share, np.nanmin: _share}.items()},
         np.nanvar: lambda g, _out, a, axis=None, *, ddof=0, keepdims=False: (
             np.where(np.isnan(a), 0, a - np.nanmean(a, axis, keepdims=True)) * _spread((2 * g / np.maximum(
                 np.sum(~np.isnan(a), axis, keepdims=keepdims) - ddof, 0)).astype(g.dtype), _out, a, axis)),
@@ -1524,7 +1525,8 @@ def _join(function, arrays, axis=0):
     """concatenate or stack: each array gets back its own stretch of the gradient."""
     if axis is None and function is np.concatenate:
         return np.concatenate((*map(np.ravel, arrays),))
-    arrays, axis, is_stack = (*map(_as_tensor, arrays),), op.index(axis), function is np.stack
+    arrays, axis = tuple([x if hasattr(x, "shape") else _as_tensor(x) for x in arrays]), op.index(axis)
+    is_stack = function is np.stack
     ends = [0, *itertools.accumulate([sum(x.shape[axis:][:1]) for x in arrays])]  # NumPy tells of a wrong axis
     places = range(len(arrays)) if is_stack else map(slice, ends, ends[1:])
     before = [slice(None)] * (axis + (axis < 0) * (is_stack + max([x.ndim for x in arrays], default=0)))
@@ -1604,7 +1606,7 @@ for names, expression in {
     "deg2rad radians": lambda x: x * (math.pi / 180), "rad2deg degrees": lambda x: x * (180 / math.pi),
     "fmax": lambda x, y: np.where(np.greater_equal(x, y) | np.not_equal(y, y), x, y), "reciprocal": lambda x: 1 / x,
     "fmin": lambda x, y: np.where(np.less_equal(x, y) | np.not_equal(y, y), x, y), "interp": _interp, "sinc": _sinc,
-    "full_like": lambda a, x, dtype=None, *, shape=None: _whole(_as_tensor(x), np.zeros_like(a, dtype, shape=shape)),
+    "full_like": lambda a, fill_value, *to, **how: _whole(_as_tensor(fill_value), np.zeros_like(a, *to, **how)),
     "linspace": lambda start, stop, num=50, endpoint=True, *, axis=0: np.moveaxis(start * (
         1 - (w := np.linspace(np.zeros_like(stop - start), 1, num, endpoint))) + stop * w, 0, axis),
     "select": lambda condlist, choicelist, default=0: functools.reduce(
@@ -1613,8 +1615,6 @@ for names, expression in {
     # Reductions, and what goes along an axis.
     "amax": np.max, "amin": np.min, "average": _average, "diff": _diff, "gradient": _gradient, "quantile": _quantile,
     "ptp": lambda a, axis=None, *, keepdims=False: a.max(axis, keepdims=keepdims) - a.min(axis, keepdims=keepdims),
-    "nansum": lambda a, axis=None, **keep: np.sum(np.where(a == a, a, 0), axis, **keep),
-    "nanmean": lambda a, axis=None, **how: np.nansum(a, axis, **how) / np.sum((a == a) * a.dtype.type(1), axis, **how),
     "nanstd": lambda a, axis=None, **given: np.where((x := np.nanvar(a, axis, **given)) == 0, 0, np.sqrt(_nonzero(x))),
     "median": lambda a, axis=None, **how: _exact(np.quantile(a, 0.5, axis, **how), np.median(a.detach(), axis, **how)),
     "percentile": lambda a, q, axis=None, **options: np.quantile(a, np.divide(q, a.dtype.type(100)), axis, **options),
@@ -2086,8 +2086,8 @@ class _Traced(Tensor):
         return f"<of shape {self.shape}, traced>"
 
 
-# Portable text says in other words what numba, JAX, Dask and PyTorch do not all know. Within its own words a function
-# is the function itself; and what they give is compared with what it gives.
+# Portable text says in other words what other libraries, and numba, do not all know. Within its own words a function is
+# the function itself; and what they give is compared with what it gives.
 
 
 def _hits(index, shape):
@@ -2120,6 +2120,8 @@ _portable: dict[Any, Callable] = {
     np.mean: lambda a, axis=None, **keep: np.sum(a, axis, **keep) / (a.size // math.prod(_reduced(a, axis))),
     np.var: lambda a, axis=None, **keep: np.mean((a - np.mean(a, axis, keepdims=True)) ** 2, axis, **keep),
     np.std: lambda a, axis=None, **keep: np.sqrt(np.var(a, axis, **keep)), _add_at: _placed,
+    np.nansum: lambda a, axis=None, **keep: np.sum(np.where(a == a, a, 0), axis, **keep),
+    np.nanmean: lambda a, axis=None, **keep: np.nansum(a, axis, **keep) / np.sum(a == a, axis, **keep),
     np.flip: lambda m, axis=None: m[tuple([np.s_[:: -1 if i in _axes(m, axis) else None] for i in range(m.ndim)])],
     inspect.unwrap(_limited): lambda a, low, high: np.minimum(np.maximum(a, low), high),
     vars(_length)["__wrapped__"]: lambda x, p, axis, keepdims: np.sqrt(np.sum(x * x, axis, keepdims=keepdims)),
@@ -2198,7 +2200,8 @@ class _Trace:
         if said := self.portable and function not in self.saying and (_portable.get(function) or row.expression):
             self.saying.add(function)
             try:
-                out, (values, named) = said(*given, **options), row.plain(args, options)
+                arranged, rest = row.arrange(given, options) if row.expression else (given, options)
+                out, (values, named) = said(*arranged, **rest), row.plain(args, options)
                 for x, y in zip(_leaves(out), _leaves(compute(*values, **named)), strict=True):
                     np.testing.assert_allclose(_value_of(x), y, 1e-4, strict=True)
             except (Exception, _Refusal):
@@ -2544,8 +2547,8 @@ def jit(f: Callable) -> Any:
     ``source(*args)`` : the text of a module with the generated function, which needs NumPy alone. Where a Python float
         becomes a number of NumPy's, that says ``np.float64(...)``. With ``portable=True`` it is a text for other
         libraries: for ``numba.njit``, with ``import jax.numpy as np`` or ``import torch as np`` in its first line, and
-        for Dask's arrays. Results may be views of arguments there, and what cannot be said so is a TypeError that names
-        the function.
+        for lazy arrays that answer NumPy's protocols. Results may be views of arguments there, and what cannot be said
+        so is a TypeError that names the function.
     ``lower(*args)`` : the generated function itself, for arguments of the same kind, which it does not check. It takes
         and returns NumPy's scalars for numbers. Tensors and arrays from outside it has with it. Of structures it takes
         and returns the leaves alone, one by one.
