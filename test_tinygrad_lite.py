@@ -5460,7 +5460,7 @@ def test_scripts_read_a_file_whatever_its_layout(capsys, tmp_path, script):
         "backwards.csv": backwards.encode(),
     }
     expected = script.read(write(tmp_path / "plain.csv", text.encode()))
-    numbers = TABLES[script].replace({"male": 1, "Female": 0}).to_numpy(float)
+    numbers = TABLES[script].replace({"male": "1", "Female": "0"}).astype(float).to_numpy()
     np.testing.assert_array_equal(expected, numbers.T if script is train_linear else numbers)
     for name, content in files.items():
         np.testing.assert_array_equal(script.read(write(tmp_path / name, content)), expected, name)
