@@ -1084,7 +1084,7 @@ def _merged(x, axis):
     """x with the axes that a reduction goes over merged into one, the last."""
     axes = _axes(x, axis)
     n = math.prod([x.shape[a] for a in axes])
-    return np.moveaxis(x, axes, (*range(-len(axes), 0),)).reshape((*_reduced(x, axis, keepdims=False), n))
+    return np.moveaxis(x, axes, range(-len(axes), 0)).reshape((*_reduced(x, axis, keepdims=False), n))
 
 
 def _nonzero(x, instead=1):
@@ -1524,9 +1524,8 @@ def _cross(a, b, axisa=-1, axisb=-1, axisc=-1, axis=None):
 def _join(function, arrays, axis=0):
     """concatenate or stack: each array gets back its own stretch of the gradient."""
     if axis is None and function is np.concatenate:
-        return np.concatenate((*map(np.ravel, arrays),))
-    arrays, axis = tuple([x if hasattr(x, "shape") else _as_tensor(x) for x in arrays]), op.index(axis)
-    is_stack = function is np.stack
+        return np.concatenate([*map(np.ravel, arrays)])
+    arrays, axis, is_stack = [*map(_as_tensor, arrays)], op.index(axis), function is np.stack
     ends = [0, *itertools.accumulate([sum(x.shape[axis:][:1]) for x in arrays])]  # NumPy tells of a wrong axis
     places = range(len(arrays)) if is_stack else map(slice, ends, ends[1:])
     before = [slice(None)] * (axis + (axis < 0) * (is_stack + max([x.ndim for x in arrays], default=0)))
@@ -1606,7 +1605,7 @@ for names, expression in {
     "deg2rad radians": lambda x: x * (math.pi / 180), "rad2deg degrees": lambda x: x * (180 / math.pi),
     "fmax": lambda x, y: np.where(np.greater_equal(x, y) | np.not_equal(y, y), x, y), "reciprocal": lambda x: 1 / x,
     "fmin": lambda x, y: np.where(np.less_equal(x, y) | np.not_equal(y, y), x, y), "interp": _interp, "sinc": _sinc,
-    "full_like": lambda a, fill_value, *to, **how: _whole(_as_tensor(fill_value), np.zeros_like(a, *to, **how)),
+    "full_like": lambda a, x, dtype=None, *, shape=None: _whole(_as_tensor(x), np.zeros_like(a, dtype, shape=shape)),
     "linspace": lambda start, stop, num=50, endpoint=True, *, axis=0: np.moveaxis(start * (
         1 - (w := np.linspace(np.zeros_like(stop - start), 1, num, endpoint))) + stop * w, 0, axis),
     "select": lambda condlist, choicelist, default=0: functools.reduce(
@@ -2086,46 +2085,7 @@ class _Traced(Tensor):
         return f"<of shape {self.shape}, traced>"
 
 
-# Portable text says in other words what other libraries, and numba, do not all know. Within its own words a function is
-# the function itself; and what they give is compared with what it gives.
-
-
-def _hits(index, shape):
-    """Of an index that names one element in every row of a matrix, where they are, else None."""
-    rows, labels = index if type(index) is tuple and len(index) == len(shape) == 2 else (None, None)
-    is_one_a_row = isinstance(rows, np.ndarray) and np.array_equal(rows, range(shape[0]))
-    return _as_tensor(labels)[:, None] % shape[1] == np.arange(shape[1]) if is_one_a_row else None
-
-
-def _placed(values, index, like):
-    """Zeros with the values at an index of ints and slices, or added where one of each row is."""
-    if (hits := _hits(index, like.shape)) is not None:
-        return np.where(hits, values[:, None], 0)
-    places = np.arange(like.size).reshape(like.shape)[index]
-    first, last = np.transpose(np.unravel_index(places.flat[[0, -1]], like.shape))
-    x = np.broadcast_to(values, places.shape).reshape((last - first + 1).tolist())
-    for axis, ends in enumerate(np.stack([first, like.shape - last - 1], 1).tolist()):
-        zeros = [_thread.observer.given(np.zeros((*x.shape[:axis], n, *x.shape[axis + 1 :]), x.dtype)) for n in ends]
-        x = np.concatenate([part for part in (zeros[0], x, zeros[1]) if part.size], axis) if any(ends) else x
-    return x
-
-
 # fmt: off
-_portable: dict[Any, Callable] = {
-    np.sum: lambda a, axis=None, *, keepdims=False: (
-        np.sum(_merged(a, axis), -1) if type(axis) is tuple else np.sum(a, axis)).reshape(_reduced(a, axis, keepdims)),
-    **{f: lambda a, axis=None, *, keepdims=False, f=f, at=at: (f(a) if axis is None else np.where(
-           at(x := _merged(a, axis), -1)[..., None] == np.arange(x.shape[-1]), x, 0).sum(-1)).reshape(
-           _reduced(a, axis, keepdims)) for f, at in ((np.max, np.argmax), (np.min, np.argmin))},
-    np.mean: lambda a, axis=None, **keep: np.sum(a, axis, **keep) / (a.size // math.prod(_reduced(a, axis))),
-    np.var: lambda a, axis=None, **keep: np.mean((a - np.mean(a, axis, keepdims=True)) ** 2, axis, **keep),
-    np.std: lambda a, axis=None, **keep: np.sqrt(np.var(a, axis, **keep)), _add_at: _placed,
-    np.nansum: lambda a, axis=None, **keep: np.sum(np.where(a == a, a, 0), axis, **keep),
-    np.nanmean: lambda a, axis=None, **keep: np.nansum(a, axis, **keep) / np.sum(a == a, axis, **keep),
-    np.flip: lambda m, axis=None: m[tuple([np.s_[:: -1 if i in _axes(m, axis) else None] for i in range(m.ndim)])],
-    inspect.unwrap(_limited): lambda a, low, high: np.minimum(np.maximum(a, low), high),
-    vars(_length)["__wrapped__"]: lambda x, p, axis, keepdims: np.sqrt(np.sum(x * x, axis, keepdims=keepdims)),
-    op.getitem: lambda x, index: x[index] if (hits := _hits(index, x.shape)) is None else np.where(hits, x, 0).sum(1)}
 _patterns: dict[Any, str] = {op.getitem: "{}[{}]", np.negative: "(-{})", **{f: f"({{}} {sign} {{}})" for f, sign in {
     np.add: "+", np.subtract: "-", np.multiply: "*", np.divide: "/", np.power: "**", np.remainder: "%", np.matmul: "@",
     np.equal: "==", np.not_equal: "!=", np.less: "<", np.less_equal: "<=", np.greater: ">", np.greater_equal: ">=",
@@ -2173,8 +2133,7 @@ def _plain_text(text):
 class _Trace:
     """What is noted while a function runs once, and the text that comes of it."""
 
-    def __init__(self, portable=False):
-        self.portable, self.saying = portable, set[Any]()  # and what functions are being said in other words
+    def __init__(self):
         self.lines: dict[Any, _Line] = {}  # by what they say, so that nothing is said twice
         self.outside: dict[int, _Line] = {}  # what else the function reads, by its id
         # Of what line with respect to which, by the order of nodes, the line that is the gradient.
@@ -2197,18 +2156,6 @@ class _Trace:
         # Beside a Tensor, an array is an axis or a length to NumPy's functions that are no ufuncs. Others read it.
         reads = not hasattr(function, "_implementation")
         given = tuple([self.given(x) if reads or isinstance(x, Tensor) else x for x in args])
-        if said := self.portable and function not in self.saying and (_portable.get(function) or row.expression):
-            self.saying.add(function)
-            try:
-                arranged, rest = row.arrange(given, options) if row.expression else (given, options)
-                out, (values, named) = said(*arranged, **rest), row.plain(args, options)
-                for x, y in zip(_leaves(out), _leaves(compute(*values, **named)), strict=True):
-                    np.testing.assert_allclose(_value_of(x), y, 1e-4, strict=True)
-            except (Exception, _Refusal):
-                name = {_add_at: "the gradient of x[index]"}.get(function, _name(function))
-                raise _Refusal(f"jit() has no portable text of {name} with such arguments: say it otherwise") from None
-            self.saying.remove(function)
-            return given, out
         if reads and not isinstance(function, np.ufunc) and function not in (op.getitem, _astype, _add_at, _whole):
             return given, function(*given, **options)  # whose calls of NumPy are noted
         if function is _whole and isinstance(given[0], Tensor):
@@ -2263,19 +2210,12 @@ class _Trace:
         _check(is_leaf, "a computed Tensor from outside would lose its gradient: give it as an argument", _Refusal)
         if is_text or (is_text is None and _literal(x) is not None):
             return x
-        if self.portable and type(x) is np.ndarray and x.size and (x == x.flat[0]).all():
-            return self.new(_whole, (x.flat[0], x.shape, x.dtype.type), {}, _like(x))
-        if self.portable and type(x) is np.ndarray and x.dtype == int and np.array_equal(x, range(x.size)):
-            return self.new(np.arange, (x.size,), {}, _like(x))
         return self.outside.setdefault(id(x), _Line(None, (x,), {}, _like(_value_of(x))))
 
     def value(self, line, out, given):
-        """A Tensor for a line; notes whether it may be a view of what was given, or cannot be written to.
-
-        Portable text gives views, too, as not all of those libraries have a name for a copy.
-        """
+        """A Tensor for a line; notes whether it may be a view of what was given, or cannot be written to."""
         shares = line.function in _viewing or any(np.may_share_memory(out, _value_of(x)) for x in given)
-        self.taken.setdefault(line, not self.portable and (line.weak or shares or not np.asarray(out).flags.writeable))
+        self.taken.setdefault(line, shares or not np.asarray(out).flags.writeable)
         return _Traced(self, line, out)
 
     def name(self, x, name):
@@ -2288,28 +2228,9 @@ class _Trace:
 
     def new(self, function, args, options, like):
         """A line as it is, or the older one that says the same."""
-        function, args = self.portably(function, args, *like) if self.portable else (function, args)
         function = function if function in _spelled else self.line_of(function)  # which may be from outside
         key = function, like, *map(repr, (*args, options))
         return self.lines.setdefault(key, _Line(function, args, options, like))
-
-    def portably(self, function, args, shape, dtype, weak):
-        """What a line says, in what the other libraries know."""
-        # What may not be contiguous, numba does not reshape; and its numbers are no arrays.
-        if function is _reshape and args[0].ndim and args[0].function not in (_whole, np.ravel, *_reductions):
-            args = (self.new(np.ravel, args[:1], {}, ((args[0].size,), dtype, weak)), *args[1:])
-        elif function in (_reshape, op.getitem) and args[0].shape == ():
-            function, args = np.broadcast_to, (args[0], shape)
-        elif function is _transpose and len(shape) > 2:
-            function, args = np.moveaxis, (*args, (*range(len(shape)),))
-        elif (function is np.where or isinstance(function, np.ufunc)) and dtype in (float, np.float32) and not weak:
-            # PyTorch's functions take no numbers, and it makes float32 of what is none of floats.
-            rest = [a for a in args[function is np.where :] if getattr(a, "like", ())[1:] != (dtype, False)]
-            if len(rest) == len(args[function is np.where :]) or function not in (np.where, np.ldexp, *_patterns):
-                one = self.new(np.ones, ((),), {"dtype": dtype}, ((), dtype, False))
-                made = {a: self.line(np.multiply, (one, a), {}, (getattr(a, "shape", ()), dtype, False)) for a in rest}
-                args = tuple([made.get(a, a) for a in args])
-        return function, args
 
     def line(self, function, args, options, like):
         """The line of a call, in the simplest form that it has."""
@@ -2368,10 +2289,10 @@ class _Trace:
     def returned(self, x):
         """The line of a result: of a copy, where others may have its memory, the arguments or another result."""
         line = self.line_of(x, is_text=type(x) in _plain_types)
-        if isinstance(line, _Line) and line.shape is not None and self.taken.get(line, not self.portable):
+        if isinstance(line, _Line) and line.shape is not None and (line.weak or self.taken.get(line, True)):
             copy = line.dtype.type if line.weak else np.copy
             line = self.lines[object()] = _Line(copy, (line,), {}, (*line.like[:2], False))
-        self.taken[line] = not self.portable
+        self.taken[line] = True
         return line
 
     # Printing
@@ -2471,14 +2392,14 @@ def _defined(name, parameters, lines, scope):
     return scope[name]
 
 
-def _generate(f, args, options, portable):
+def _generate(f, args, options):
     """What jit makes of f for arguments of one kind.
 
     They are the text of a module; ``lower()``, the function in it, given what that reads from outside; and ``run``,
     which takes the leaves of arguments too, but returns what f does, with 0-d arrays for numbers, or NotImplemented for
     leaves of another kind, which it does not look for if they are known to be of this one.
     """
-    trace, names, given = _Trace(portable), [], _leaves((args, options))
+    trace, names, given = _Trace(), [], _leaves((args, options))
     with contextlib.suppress(ValueError):  # of functions in C that do not tell their parameters
         names = [p.name for p in inspect.signature(f).parameters.values() if p.kind < p.VAR_POSITIONAL][: len(args)]
     names += [*[f"args_{i}" for i in range(len(names), len(args))], *options]
@@ -2545,10 +2466,7 @@ def jit(f: Callable) -> Any:
     for floats. It has three more:
 
     ``source(*args)`` : the text of a module with the generated function, which needs NumPy alone. Where a Python float
-        becomes a number of NumPy's, that says ``np.float64(...)``. With ``portable=True`` it is a text for other
-        libraries: for ``numba.njit``, with ``import jax.numpy as np`` or ``import torch as np`` in its first line, and
-        for lazy arrays that answer NumPy's protocols. Results may be views of arguments there, and what cannot be said
-        so is a TypeError that names the function.
+        becomes a number of NumPy's, that says ``np.float64(...)``.
     ``lower(*args)`` : the generated function itself, for arguments of the same kind, which it does not check. It takes
         and returns NumPy's scalars for numbers. Tensors and arrays from outside it has with it. Of structures it takes
         and returns the leaves alone, one by one.
@@ -2585,10 +2503,10 @@ def jit(f: Callable) -> Any:
     latest, hits = None, 0  # what ran last, if calls like that may be tried without a key, and how often that did
     kinds: Any = functools.lru_cache(128)(lambda _: [])  # of each kind what was generated, once that is done
 
-    def find(args, options, portable=False):
+    def find(args, options):
         args, options = _map(_argument, (args, options))
-        kind = kinds((portable, _signature((args, options))))
-        kind[:] = kind or _generate(f, args, options, portable)
+        kind = kinds(_signature((args, options)))
+        kind[:] = kind or _generate(f, args, options)
         return *kind, _leaves((args, options))
 
     @functools.wraps(f)
@@ -2605,7 +2523,7 @@ def jit(f: Callable) -> Any:
             return run(*values, _known=True)
         return f(*args, **options)
 
-    jitted.source = lambda *args, portable=False, **options: find(args, options, portable)[0]  # type: ignore
+    jitted.source = lambda *args, **options: find(args, options)[0]  # type: ignore[attr-defined]
     jitted.lower = lambda *args, **options: find(args, options)[1]()  # type: ignore[attr-defined]
     jitted.cache_info = lambda: (info := kinds.cache_info())._replace(hits=info.hits + hits)  # type: ignore
     return jitted
