@@ -40,7 +40,7 @@ import pandas as pd
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
-from programs import PROGRAMS, ROOT, WORKLOADS, imports, tinygrad_lite  # noqa: E402
+from programs import PROGRAMS, WORKLOADS, tinygrad_lite  # noqa: E402
 
 
 def compare(name: str, program: str, patience: float = 60) -> dict[str, Any]:
@@ -62,10 +62,8 @@ def measure(name: str, programs: list[str], turns: int) -> tuple[dict[str, dict[
     """For each program the median seconds of a step and the memory, or why it failed; and what pyperf says of here."""
     import pyperf
 
-    measured, loops = (
-        {program: compare(name, program) for program in programs},
-        dict.fromkeys(programs, 0),
-    )  # 0: to calibrate
+    measured = {program: compare(name, program) for program in programs}
+    loops = dict.fromkeys(programs, 0)  # 0: to calibrate
     with tempfile.TemporaryDirectory() as folder:
         for i, program in [*enumerate(programs)] * turns:
             numbers = measured[program]
@@ -77,27 +75,11 @@ def measure(name: str, programs: list[str], turns: int) -> tuple[dict[str, dict[
                 found = pyperf.Benchmark.load(f"{folder}/{i}")
                 numbers["seconds"], loops[program] = found.median(), found.get_loops()
     nothing = measured.pop("", {"seconds": 0})["seconds"]
-    for program, numbers in measured.items():
+    for numbers in measured.values():
         if "seconds" in numbers:
             numbers["seconds"] = max(0, numbers["seconds"] - nothing)
             numbers["ratio"] = numbers["seconds"] / measured["by hand"]["seconds"]
-        if WORKLOADS[name].prepare == imports:
-            numbers["size"] = size_on_disk(PROGRAMS[program][0].split(".")[0], set())
     return measured, found.get_metadata()
-
-
-def size_on_disk(name: str, found: set[str]) -> int:
-    """Bytes of a distribution and all that it requires, without the bytecode that Python adds."""
-    name = re.sub("[-.]+", "_", name.lower())
-    if name in found or not [*metadata.distributions(name=name)]:
-        return 0
-    found.add(name)
-    if name == "tinygrad_lite":  # which needs NumPy alone
-        return (ROOT / "tinygrad_lite.py").stat().st_size + size_on_disk("numpy", found)
-    needed = [re.match(r"[\w.-]+", text)[0] for text in metadata.requires(name) or () if "extra ==" not in text]
-    paths = [Path(str(file.locate())) for file in metadata.files(name) or () if file.suffix != ".pyc"]
-    own = sum(path.stat().st_size for path in paths if path.is_file())
-    return own + sum(size_on_disk(other, found) for other in needed)
 
 
 # --- Tables and picture -----------------------------------------------------------------------------------------------
@@ -118,7 +100,7 @@ def show(name: str, measured: dict[str, dict[str, Any]]) -> None:
 
 
 def table(results: dict[str, Any]) -> str:
-    """For the README: the time of code by hand, and of programs as multiples of it; memory and size as they are."""
+    """For the README: the time of code by hand, and of programs as multiples of it; memory as it is."""
     workloads = results["workloads"]
     programs = [program for program in PROGRAMS if any(program in measured for measured in workloads.values())]
     lines = [f"| | {' | '.join(programs)} |", f"|{' --- |' * (len(programs) + 1)}"]
@@ -126,10 +108,9 @@ def table(results: dict[str, Any]) -> str:
         found = [measured.get(program, {}) for program in programs]
         cells = [times(x["ratio"]) if "ratio" in x else x.get("failed", "") for x in found[1:]]
         lines.append(f"| {name} | {' | '.join([duration(found[0]['seconds']), *cells])} |")
-        for key, label in (("memory", "its peak memory"), ("size", "size on disk of what one must install")):
-            if key in found[0]:
-                cells = [f"{times(x[key] / 1e6)} MB" if key in x else x.get("failed", "") for x in found]
-                lines.append(f"| {label} | {' | '.join(cells)} |")
+        if "memory" in found[0]:
+            cells = [f"{times(x['memory'] / 1e6)} MB" if "memory" in x else x.get("failed", "") for x in found]
+            lines.append(f"| its peak memory | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -203,11 +184,8 @@ def main() -> None:
             programs = [program for program in workload.programs if not program or modules[program] in versions]
             results["workloads"][name], here = measure(name, programs, options.turns)
             show(name, results["workloads"][name])
-    results |= {
-        "processor": here.get("cpu_model_name", "?"),
-        "cores": here["cpu_count"],
-        "python": here["python_version"].split()[0],
-    }
+    results |= {"processor": here.get("cpu_model_name", "?"), "cores": here["cpu_count"]}
+    results["python"] = here["python_version"].split()[0]
     print(f"\nnot installed: {', '.join({*modules.values()} - {*versions}) or 'none'}")
     if options.workloads == numbers and options.turns >= 5:
         (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n")
