@@ -65,7 +65,6 @@ import numpy as np
 import pandas as pd
 import pydot
 import pytest
-import scipy.signal
 import scipy.special
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -4972,6 +4971,8 @@ def test_adam_of_the_recipes_is_that_of_its_paper(dtype):
 
 
 def test_convolution_of_the_recipes_is_that_of_scipy():
+    import scipy.signal  # which takes a second
+
     (block,) = [block for block in recipes() if "def convolution" in block]
     rng = np.random.default_rng(0)
     exec(block, names := {"np": np, "rng": rng, "gradcheck": gradcheck})
