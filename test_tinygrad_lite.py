@@ -417,7 +417,10 @@ CATALOGUE = table("""
     roll: X, 2; X, 1, axis=1; X, (1, 2), axis=(0, 1) | X, -1, 0; X, shift=1, axis=-1; X, 2, (0, 1);
         N, [1, -1], axis=[0, 0]; S, 1; X, np.int64(4), 1; V, np.array([1, 2]), (0, 0); V, True | X, 1, 2;
         X, (1, 2, 3), (0, 1)
-    >= 2.2.0 roll: | V, np.uint8(1); !X, np.array([1, 2], np.uint8), (0, 1)
+    >= 2.2.0 roll: | V, np.uint8(1); !X, np.array([1, 2], np.uint8), (0, 1); X, {1.0/True/2**64 + 1/np.int8(-128)};
+        X, {2**63/-(2**63)/np.uint64(2**63)/np.uint8(200)/np.int64(-(2**63))}{/, 0}; X, np.array(np.uint8(200)), 0;
+        X, ({2**63/2**64 + 1/np.uint64(2**63)/np.int8(-128)/1.0}, 1), (0, 1);
+        !X, np.array([1, {-(2**63)/2**63/np.uint8(200)/True}]), (0, 1)
     rot90: X | X, 2; X, k=-1; N, 1, (1, 2); N, k=3, axes=(-1, 0); X, 4 | V; X, 1, (0, 0); X, 1, (0, 2)
     tril triu: X; X, 1 | N, k=-1; !V | S
     diag: V; !A(3, 4) | V, 1; V, k=-2; M; !X, 1; !X, k=-1; X, 5 | S; N
@@ -697,11 +700,6 @@ def imported(source: str) -> Any:
     return module
 
 
-@pytest.fixture(scope="module")
-def heart() -> Any:
-    return imported(up_to("NumPy's functions"))
-
-
 @pytest.fixture
 def another_engine() -> Any:
     """The file once more, for a test that replaces rules of NumPy's functions."""
@@ -730,23 +728,8 @@ def test_what_stands_above_a_section_names_nothing_of_it(section):
     imported(up_to(section))
 
 
-def test_heart_alone_does_the_example_of_micrograd(heart):
-    a, b = heart.Tensor(-4.0, requires_grad=True), heart.Tensor(2.0, requires_grad=True)
-    c, d = a + b, a * b + b**3
-    c += c + 1
-    c += 1 + c + (-a)
-    d += d * 2 + (b + a).relu()
-    d += 3 * d + (b - a).relu()
-    f = (c - d) ** 2
-    g = f / 2.0
-    g += 10.0 / f
-    g.backward()
-    # The numbers of https://github.com/karpathy/micrograd
-    assert (f"{g.item():.4f}", f"{a.grad:.4f}", f"{b.grad:.4f}") == ("24.7041", "138.8338", "645.5773")
-
-
 def trained(engine: Any, dtype: Any) -> list[Any]:
-    """The last loss and the parameters of a small network, after training with an engine."""
+    """The last loss and the parameters of a small network, after training with an engine, with all that a heart has."""
     rng = np.random.default_rng(0)
     X, W = rng.normal(size=(50, 3)).astype(dtype), rng.normal(size=(3, 4)).astype(dtype)
     starts = W, np.zeros(4, dtype), W[:1].T, dtype(0)
@@ -755,6 +738,7 @@ def trained(engine: Any, dtype: Any) -> list[Any]:
     for _ in range(100):
         optimizer.zero_grad()
         loss = ((np.tanh(X @ W + b) @ V + c - np.sin(X[:, :1])) ** 2).mean()
+        loss += 1e-4 * (np.exp(-abs(W)).sum() + (1 - b / 2).relu().log().mean() + (V**3).sum() + 2**c)
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
@@ -763,7 +747,8 @@ def trained(engine: Any, dtype: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_heart_alone_does_the_tensor_job(dtype, heart):
+def test_heart_alone_does_the_tensor_job(dtype):
+    heart = imported(up_to("NumPy's functions"))
     found = trained(heart, dtype)
     assert_alike(found, trained(tinygrad_lite, dtype), rtol=0, atol=0)
     assert {p.dtype for p in found[1:]} == {np.dtype(dtype)}
@@ -1029,43 +1014,28 @@ def test_a_gradient_that_is_one_number_counts_all_that_broadcasting_made_of_an_a
     np.testing.assert_allclose(y, np.full(shape, 3 * times * weight(out)), rtol=1e-14)
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-@pytest.mark.parametrize("after", [
-    lambda t: (t * 2).sum(),
-    lambda t: t.mean() * 3,
-    lambda t: (t + 1).sum(0).mean(),
-    lambda t: t.T.sum(),
-    lambda t: (np.transpose(t) * np.arange(6.0).reshape(3, 2)).sum(),
-    lambda t: (t[:, ::-1] * np.arange(6.0).reshape(2, 3)).sum(),
-    lambda t: defvjp(lambda x: x.sum(), lambda g, out, x: np.broadcast_to(g, x.shape))(t),
-    lambda t: defvjp(lambda x: x.sum(0), lambda g, out, x: np.broadcast_to(g, x.shape))(t)[0],
-], ids=range(8))  # fmt: skip
-def test_rules_of_ones_own_get_arrays_as_like_new_whatever_the_rule_after_them_made(after, dtype):
-    seen = []
-
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(("after", "given"), [
+    *[(lambda t: (t * 2).sum(), 1), (lambda t: t.mean() * 3, 1), (lambda t: (t + 1).sum(0).mean(), 1)],
+    *[(lambda t: t.T.sum(), 1), (lambda t: (np.transpose(t) * np.arange(6.0).reshape(3, 2)).sum(), 1)],
+    (lambda t: (t[:, ::-1] * np.arange(6.0).reshape(2, 3)).sum(), 1),
+    (lambda t: defvjp(lambda x: x.sum(), lambda g, out, x: np.broadcast_to(g, x.shape))(t), 1),
+    (lambda t: defvjp(lambda x: x.sum(0), lambda g, out, x: np.broadcast_to(g, x.shape))(t)[0], 1),
+    *[(lambda t: t, given) for given in (np.broadcast_to(1.0, (2, 3)), np.ones((3, 2)).T, np.ones((4, 6))[::2, ::2])],
+], ids=range(11))  # fmt: skip
+def test_rules_of_ones_own_get_arrays_as_like_new_whatever_comes_after_them(after, given, dtype):
     def rule(g, out, x):
-        seen.append((g.flags.c_contiguous, g.flags.writeable, g.shape, out.shape, g.dtype, all(g.strides)))
+        seen.append((g.flags.carray, g.shape, out.shape, g.dtype, all(g.strides)))
         memoryview(g.astype(float) if dtype == np.float16 else g).cast("B")[0]
         return g * 2
 
-    twice, plain = defvjp(lambda x: 2 * x, rule), np.arange(6.0).reshape(2, 3).astype(dtype)
-    x, y = leaf(plain, dtype), leaf(plain, dtype)
-    after(twice(x)).backward()
-    after(y * 2).backward()
+    seen, x, y = [], *[leaf(np.arange(6.0).reshape(2, 3), dtype) for _ in range(2)]
+    after(defvjp(lambda x: 2 * x, rule)(x)).backward(given)
+    after(y * 2).backward(given)
     np.testing.assert_array_equal(x.grad, y.grad)
-    assert seen == [(True, True, (2, 3), (2, 3), dtype, True)]
+    assert seen == [(True, (2, 3), (2, 3), dtype, True)]
     inlined = defvjp(lambda x: 2 * x, lambda g, out, x: g * 2)
-    np.testing.assert_array_equal(jit(grad(lambda x: after(inlined(x))))(plain), y.grad)
-
-
-def test_a_gradient_given_from_outside_may_lie_anyhow_in_memory():
-    flags = []
-    twice = defvjp(lambda x: 2 * x, lambda g, out, x: flags.append(g.flags.carray) or g * 2)
-    for gradient in (np.broadcast_to(1.0, (2, 3)), np.ones((3, 2)).T, np.ones((4, 6))[::2, ::2]):
-        x = leaf(np.ones((2, 3)))
-        twice(x).backward(gradient)
-        np.testing.assert_array_equal(x.grad, np.full((2, 3), 2.0))
-    assert flags == [True] * 3
+    np.testing.assert_array_equal(jit(grad(lambda x: (after(inlined(x)) * given).sum()))(x.data), y.grad)
 
 
 @pytest.mark.parametrize("read", ["g * _x", "g * len(_x)", "g * _x[0]", "g * _x.sum()", "g * np.sum(_x)", "[*_x]"])
@@ -1086,13 +1056,6 @@ def test_a_rule_that_returns_another_shape_is_an_error_also_where_there_are_no_e
         wrong(leaf(np.zeros(shape))).sum().backward()
 
 
-class OwnError(ValueError):
-    """An error of a program that uses the engine, which is not made of one text."""
-
-    def __init__(self, number: int, text: str):
-        super().__init__(f"{text} {number}")
-
-
 def test_a_function_with_a_rule_that_fails_is_called_once_and_errors_of_a_programs_own_stay_what_they_are():
     calls = []
 
@@ -1103,7 +1066,7 @@ def test_a_function_with_a_rule_that_fails_is_called_once_and_errors_of_a_progra
     function, x = defvjp(no, lambda g, out, x, error=None: g), leaf([1.0, 2.0])
     for args, options, error, message in (
         ((x,), {}, ValueError, r"no of shapes \(2,\): no$"),
-        ((x,), {"error": OwnError(3, "no")}, OwnError, r"^no 3$"),
+        ((x,), {"error": json.JSONDecodeError("no", "", 3)}, json.JSONDecodeError, r"^no: line 1 column 4"),
         (([1.0], leaf(2.0)), {}, TypeError, "no derivative rule for argument 1"),
         ((x,), {"y": 1}, TypeError, "y"),
     ):
@@ -1268,14 +1231,12 @@ def test_requires_grad_of_a_leaf_can_be_set_at_any_time():
     t = Tensor([1.0])
     t.requires_grad = True
     y = (t * 2).sum()
-    y.backward()
-    t.requires_grad = False
-    assert t.grad is None
-    assert not (t * 2).requires_grad
-    t.requires_grad = True
-    assert t.grad == 2.0
-    y.backward()  # which was recorded before
-    assert t.grad == 4.0
+    for expected in (2.0, 4.0):
+        y.backward()  # which was recorded before
+        t.requires_grad = False
+        assert (t.grad, (t * 2).requires_grad) == (None, False)
+        t.requires_grad = True
+        assert t.grad == expected
     t.requires_grad = False
     t.grad = None
     t.requires_grad = True
@@ -1323,39 +1284,31 @@ def test_a_tensor_never_holds_a_pandas_object(expression):
     np.testing.assert_array_equal(out.data, data_of(plain))
 
 
-def test_equality_with_strangers_is_false_and_tensors_hash_by_identity():
-    t = leaf([1.0, 2.0])
-    assert ((t > 0) & (t < 2)).data.tolist() == (~(t > 1)).data.tolist() == [True, False]
-    assert ((t == None), (t != "a"), t in {t}) == (False, True, True)  # noqa: E711
-    assert hash(t) != hash(leaf([1.0, 2.0]))
+T = leaf([1.0, 2.0])
+FACTS = calls("""
+    format(leaf(3.14159), ".2f") == "3.14"; format(leaf(2.0)) == "2.0"; len(T) == 2
+    repr(leaf(2.0)) == "Tensor(2., requires_grad=True)"; str(Tensor([1, 2])) == "Tensor([1, 2])"
+    repr(Tensor([1.0, 2.0], dtype=np.float32)) == "Tensor([1., 2.], dtype=float32)"; format(T, "") == str(T)
+    float(Tensor(2.5)) == 2.5; int(Tensor(2.5)) == 2; math.exp(Tensor(0.0)) == 1.0; leaf([[2.5]]).item() == 2.5
+    bool(leaf(0.0)) is False; np.asarray(Tensor([1.0, 2.0])).tolist() == [1.0, 2.0]
+    np.array(Tensor([1.0, 2.0]), dtype=np.float32).dtype == np.float32
+    (T == None) is False; (T != "a") is True; T in set([T]); hash(T) != hash(leaf([1.0, 2.0]))
+    ((T > 0) & (T < 2)).data.tolist() == (~(T > 1)).data.tolist() == [True, False]
+    T[Tensor([0, 0])].data.tolist() == [1.0, 1.0]; [10, 20, 30][Tensor(1)] == 20; [x.item() for x in T] == [1.0, 2.0]
+    grad(lambda x: x[x > 1].sum())(np.array([1.0, 2.0, 3.0])).tolist() == [0.0, 1.0, 1.0]
+    (operator.imul(T, 2) is T, T.data.tolist(), grad(lambda x: operator.imul(x, 2))(3.0)) == (False, [1.0, 2.0], 2.0)
+    T.astype(np.float32).dtype == np.float32; not T.astype(int).requires_grad; not (Tensor(1.0) * 2).requires_grad
+    grad(lambda x: (x.astype(np.float64) * np.float64(0.1)).sum())(np.float32([1, 2])).dtype == np.float32
+    grad(np.max)(np.array([1.0, nan, nan])).tolist() == [0.0, 0.5, 0.5]
+    grad(lambda x: x.clip(0, 2).sum())(np.array([nan, 1.0])).tolist() == [1.0, 1.0]
+    grad(np.mean)(np.ones(70_000, np.float16))[0] == np.float16(1 / 70_000)
+    leaf([1.0, 3.0], np.float32).var(ddof=np.int64(1)).dtype == np.float32
+    """)
 
 
-def test_augmented_assignment_rebinds():
-    a = b = leaf([1.0, 2.0])
-    a *= 2
-    a.sum().backward()
-    np.testing.assert_array_equal([a.data, b.data, b.grad], [[2.0, 4.0], [1.0, 2.0], [2.0, 2.0]])
-
-
-def test_indexing_with_tensors():
-    x = leaf([1.0, 2.0, 3.0])
-    x[x > 1].sum().backward()
-    np.testing.assert_array_equal(x.grad, [0.0, 1.0, 1.0])
-    assert x[Tensor([0, 0])].data.tolist() == [1.0, 1.0]
-    assert [10, 20, 30][Tensor(1)] == 20
-    first, *rest = x
-    assert (first.item(), len(rest), len(x)) == (1.0, 2, 3)
-
-
-def test_float_int_and_formatting_of_numbers():
-    assert (f"{leaf(3.14159):.2f}", f"{leaf(2.0)}") == ("3.14", "2.0")
-    assert repr(leaf(2.0)) == "Tensor(2., requires_grad=True)"
-    assert repr(Tensor([1.0, 2.0], dtype=np.float32)) == "Tensor([1., 2.], dtype=float32)"
-    assert str(Tensor([1, 2])) == f"{Tensor([1, 2])}" == "Tensor([1, 2])"
-    assert (float(Tensor(2.5)), int(Tensor(2.5)), math.exp(Tensor(0.0)), leaf([[2.5]]).item()) == (2.5, 2, 1.0, 2.5)
-    assert bool(leaf(0.0)) is False
-    assert np.asarray(Tensor([1.0, 2.0])).tolist() == [1.0, 2.0]
-    assert np.array(Tensor([1.0, 2.0]), dtype=np.float32).dtype == np.float32
+@pytest.mark.parametrize("fact", FACTS)
+def test_what_is_written_here_of_tensors_in_python_and_numpy_holds(fact):
+    assert eval(fact)
 
 
 @pytest.mark.parametrize(
@@ -1439,9 +1392,8 @@ def test_of_a_ufunc_defvjp_replaces_the_rule_and_the_old_one_goes(another_engine
         rules.append(weakref.ref(new))
         slopes = another_engine.grad(lambda x: np.sinh(x).sum())(x)
         np.testing.assert_allclose(slopes, factor * np.cosh(x), rtol=1e-14)
-    assert shapes == [(2, 3)] * 3
     del new
-    assert [rule is None for rule in collected(rules)] == [False]
+    assert (shapes, len(collected(rules))) == ([(2, 3)] * 3, 1)
     assert grad(np.sinh)(0.0) == 1.0
     t = leaf(3.0)
     out = defvjp(lambda x: x * x, lambda g, out, x: g * 2 * x)(t)
@@ -1475,25 +1427,6 @@ def test_a_plain_function_may_return_a_python_float(square):
     assert t.grad == 6.0
 
 
-@pytest.mark.parametrize("axis", [None, 0, (0, 1)])
-@pytest.mark.parametrize(
-    "shift", [2**63, -(2**63), 2**64 + 1, np.uint64(2**63), np.uint8(200), np.int8(-128), np.int64(-(2**63)), True, 1.0]
-)
-def test_roll_takes_shifts_of_every_size_and_dtype(shift, axis):
-    x, w = np.arange(6.0).reshape(2, 3), np.arange(6.0).reshape(2, 3) ** 2
-    for s in [(shift, 1), [1, shift], np.array([1, shift])] if axis == (0, 1) else [shift, np.array(shift)]:
-        try:
-            np.roll(x, s, axis)
-            np.roll(x, np.negative([s], dtype=object).tolist()[0], axis)  # which the gradient needs
-        except Exception:  # NumPy's own limits, narrower in 2.0
-            continue
-        expected = np.roll(w, [-int(i) % 6 for i in np.ravel(np.array(s, object))], axis)  # by 6 is all the way round
-        linear = grad(lambda x, s=s: (np.roll(x, s, axis) * w).sum())
-        squares = grad(lambda x, s=s: (np.roll(x, s, axis) ** 2 * w).sum())
-        np.testing.assert_array_equal(linear(x), expected)
-        np.testing.assert_array_equal(grad(lambda x, f=squares: f(x).sum())(x), 2 * expected)
-
-
 def collected(references):
     """What is still there of weakly referenced things, once the garbage collector has looked at them."""
     gc.collect()
@@ -1512,12 +1445,9 @@ def collected(references):
     lambda f, x: defvjp(f, lambda g, out, x, k=2: g * k)(leaf(x), k=3).sum().backward(),
 ])  # fmt: skip
 def test_functions_with_rules_their_arrays_and_their_rules_go_with_those_who_hold_them(use):
-    class Array(np.ndarray):
-        """An array that can be told from others."""
-
     def once():
-        a, b = np.ones(3).view(Array), np.ones(3).view(Array)
-        f = defvjp(lambda x, k=2: x * k * np.asarray(a), lambda g, out, x, k=2: g * k * np.asarray(b))
+        a, b = np.ones(3), np.ones(3)
+        f = defvjp(lambda x, k=2: x * k * a, lambda g, out, x, k=2: g * k * b)
         references.extend(map(weakref.ref, (a, b, f, f.__wrapped__)))
         use(f, np.ones(3))
 
@@ -1582,14 +1512,6 @@ def test_functions_of_python_floats_and_beside_them_have_the_dtype_of_numpy(expr
     for found in (value_and_grad(total)(x)[0], jit(total)(x), jit(value_and_grad(total))(x)[0]):
         np.testing.assert_allclose(found, expected, rtol=1e-6)
         assert found.dtype == expected.dtype
-
-
-def test_gradients_of_maxima_and_clips_of_nan_and_of_means_that_float16_cannot_count():
-    with warnings.catch_warnings(action="error"):
-        np.testing.assert_array_equal(grad(np.max)(np.array([1.0, np.nan, np.nan])), [0.0, 0.5, 0.5])
-    np.testing.assert_array_equal(grad(lambda t: t.clip(0, 2).sum())(np.array([np.nan, 1.0])), [1.0, 1.0])
-    assert grad(np.mean)(np.ones(70_000, np.float16))[0] == np.float16(1 / 70_000)
-    assert leaf([1.0, 3.0], np.float32).var(ddof=np.int64(1)).dtype == np.float32
 
 
 # --- Cost -------------------------------------------------------------------------------------------------------------
