@@ -402,8 +402,7 @@ CATALOGUE = table("""
     ravel: N | X; S; A(3); A(0, 2); X, order="C"; N, "F"; X, order="F"
     squeeze: A(3, 1); A(3, 1), axis=1 | A(1, 3, 1){/, 0/, axis=-1/, (0, 2)}; S; A(1, 1); A(1, 3), axis=() | X, 0; X, 2
     expand_dims: X, axis=1; X, (0, 2) | X, 0; X, -1; X, (0, -1); X, axis=(1, 2); S, 0 | X, 3; X, (0, 0)
-    transpose: X; !N, axes=(1, -1, 0) | N; N, (1, 2, 0); N, [2, 0, 1]; S; V; N, np.array([2, 0, 1]) | X, (0,);
-        X, (0, 0); X, (0, 2)
+    transpose: X; !N, axes=(1, -1, 0) | N; N, {(1, 2, 0)/[2, 0, 1]/np.array([2, 0, 1])}; S; V | X, {(0,)/(0, 0)/(0, 2)}
     swapaxes: N, 0, 2 | N, 0, -1; N, 1, 1; N, axis1=-2, axis2=0 | X, 0, 2; V, 0, 1
     moveaxis: N, 0, -1 | N, source=-1, destination=0; N, [0, 1], [-1, 0]; N, (2, 0), (0, 1); V, 0, 0 | X, 0, 2;
         X, (0, 0), (0, 1); X, (0, 1), 0
@@ -836,13 +835,15 @@ def no_collector() -> Any:
     gc.enable()
 
 
-def test_second_backward_accumulates_on_leaves_only():
+def test_second_backward_accumulates_on_leaves_only_in_arrays_to_write_into():
     x = leaf(2.0)
     y = x * x
     z = y * y
     for result, expected in ((z, 32.0), (z, 64.0), (y, 68.0)):
         result.backward()
-        assert (x.grad, y.grad) == (expected, None)
+        assert (type(x.grad), x.grad, y.grad) == (np.ndarray, expected, None)
+    x.grad[...] = 5.0
+    assert x.grad == 5.0
 
 
 def test_optimizer_step_between_forward_and_backward_changes_no_gradient():
@@ -951,23 +952,16 @@ def test_gradients_that_nobody_else_holds_are_not_copied_and_no_large_array_is_k
 KEPT = np.full((2, 4), 3.0)  # by somebody who has it besides
 
 
-def read_only(array: Any) -> Any:
-    data_of(array).flags.writeable = False
-    return array
-
-
-def with_rule(rule: Any) -> Any:
-    return lambda x: defvjp(lambda x: 2 * x, rule)(x)
-
-
 @pytest.mark.parametrize("create_graph", [False, True])
 @pytest.mark.parametrize("f", [
     *[lambda x: x, lambda x: x.sum() * KEPT, lambda x: x.T.T * KEPT, lambda x: np.ravel(x).reshape(2, 4)],
-    *[with_rule(lambda g, out, x: KEPT), with_rule(lambda g, out, x: KEPT[:, ::-1]), with_rule(lambda g, out, x: x)],
-    with_rule(lambda g, out, x: read_only(g * 2)),
+    *[lambda x, rule=rule: defvjp(lambda x: 2 * x, rule)(x) for rule in (
+        *[lambda g, out, x: KEPT, lambda g, out, x: KEPT[:, ::-1], lambda g, out, x: x],
+        lambda g, out, x: np.broadcast_to(g * 2, (2, 4)),  # which is read-only
+    )],
 ])  # fmt: skip
 def test_gradients_are_arrays_of_their_own_wherever_they_come_from(f, create_graph):
-    x, y = [leaf(read_only(np.ones((4, 8))[::2, ::-2])) for _ in range(2)]
+    x, y = [Tensor(np.broadcast_to(1.0, (2, 4)), requires_grad=True) for _ in range(2)]
     given = np.ones((2, 4))
     (f(x) + f(y)).backward(given, create_graph)
     arrays = [data_of(x.grad), data_of(y.grad), x.data, y.data, given, KEPT]
@@ -975,15 +969,6 @@ def test_gradients_are_arrays_of_their_own_wherever_they_come_from(f, create_gra
     for array in (*arrays[:2], *expected[:2]):
         array[0, 0] += 5
     np.testing.assert_array_equal(arrays, expected)
-
-
-def test_the_gradient_of_a_number_is_an_array_to_write_into():
-    x = leaf(5.0)
-    x.backward()
-    assert type(x.grad) is np.ndarray
-    gradient = x.grad
-    gradient += 5
-    assert x.grad == 6.0
 
 
 @pytest.mark.parametrize("size", [3, 20_000])
@@ -1041,9 +1026,8 @@ def test_rules_of_ones_own_get_arrays_as_like_new_whatever_comes_after_them(afte
 @pytest.mark.parametrize("read", ["g * _x", "g * len(_x)", "g * _x[0]", "g * _x.sum()", "g * np.sum(_x)", "[*_x]"])
 def test_rule_that_reads_what_it_says_it_does_not_is_an_error_and_no_wrong_gradient(read):
     double = defvjp(lambda x: x * 2.0, eval(f"lambda g, out, _x: {read}"))
-    out = double(leaf(np.ones(20_000)))
     with pytest.raises((TypeError, AttributeError), match=r"_Unread|reads \.sum of a parameter whose name"):
-        out.sum().backward()
+        double(leaf(np.ones(20_000))).sum().backward()
 
 
 @pytest.mark.parametrize(
@@ -1087,16 +1071,11 @@ def test_second_derivatives_through_arrays_of_nothing_are_zero():
     assert w.grad == 0.0
 
 
-def fails(*_: Any) -> Any:
-    raise RuntimeError("no")
-
-
 def test_no_computation_for_constants():
-    add, x = defvjp(lambda x, y: x + y, lambda g, out, x, y: g, fails), leaf(1.0)
+    add, x = defvjp(lambda x, y: x + y, lambda g, out, x, y: g, lambda *_: 1 / 0), leaf(1.0)
     add(x, 2.0).backward()
     add(x, Tensor(2.0)).backward()
     assert x.grad == 2.0
-    assert not (Tensor(1.0) * 2).requires_grad
 
 
 def test_no_grad_is_for_one_thread_nests_ends_and_decorates():
@@ -1159,8 +1138,8 @@ def test_backward_with_create_graph_takes_a_tensor_as_gradient_and_records_withi
 
 def test_an_error_in_backward_leaves_all_gradients_as_they_were():
     x, y = leaf(1.0), leaf(1.0)
-    z = defvjp(lambda x: x + 0, fails)(x * 1) + y
-    with pytest.raises(RuntimeError):
+    z = defvjp(lambda x: x + 0, lambda *_: 1 / 0)(x * 1) + y
+    with pytest.raises(ZeroDivisionError):
         z.backward()
     assert (x.grad, y.grad) == (None, None)
 
@@ -1486,14 +1465,13 @@ def test_exponents_of_integers_do_not_wrap_around(exponent, dtype):
     assert grad(power)(np.ones(1), np.int8([-128])) == -128
 
 
-F = np.float32(1.5)
+F, FS = np.float32(1.5), np.float32([2, 3])
 OF_PYTHON_FLOATS = calls("""
     np.{copy/reciprocal/fabs/deg2rad/radians/rad2deg/degrees/square/negative/positive/absolute/sqrt/exp/sum/mean/max}(p)
     np.{prod/var/std/median/ptp/average/ravel/cumsum/cumprod/nan_to_num/atleast_1d}(p)
-    np.{add/subtract/multiply/divide/power/maximum/fmax/fmin/hypot/arctan2/remainder}(p, {2.0/2/F/np.float32([2, 3])})
-    np.{add/subtract/multiply/divide/power/maximum/fmax/fmin/hypot/arctan2/remainder}({2.0/2/F/np.float32([2, 3])}, p)
-    np.{logaddexp/dot/inner/outer/kron}(p, {2.0/2/F/np.float32([2, 3])}); np.clip(p, {F, np.float32(2)/0.0, 2})
-    np.{logaddexp/dot/inner/outer/kron}({2.0/2/F/np.float32([2, 3])}, p); np.clip({F, p, 5/F, p, None/2, p, 3})
+    np.{add/subtract/multiply/divide/power/maximum/fmax/fmin}({p, 2.0/p, 2/p, F/p, FS/2.0, p/2, p/F, p/FS, p})
+    np.{hypot/arctan2/remainder/logaddexp/dot/inner/outer/kron}({p, 2.0/p, 2/p, F/p, FS/2.0, p/2, p/F, p/FS, p})
+    np.clip({p, F, np.float32(2)/p, 0.0, 2/F, p, 5/F, p, None/2, p, 3})
     {-/+}p; abs(p); p**2; p % 2; 1 - p; np.where(True, p, F); np.stack([p, F]); np.linalg.norm(np.atleast_1d(p))
     """)
 BESIDE_PYTHON_FLOATS = calls("np.clip({1.5, t, t/1.5, t, None/2, t, t/t, 1.5, 9.0}); np.fmax(t, 1.5); np.fmin(1.5, t)")
