@@ -3728,44 +3728,44 @@ def test_source_is_what_one_would_write_and_runs_alone(f, args, text):
             assert_alike(x, y, rtol=1e-5 if y.dtype == np.float32 else 1e-10)
 
 
-def test_products_with_a_hessian_multiply_twice_by_what_the_gradient_multiplies_by_once():
-    product, w = jit(lambda w, v: grad(lambda w: grad(loss_of_outside)(w) @ v)(w)), ROW[0]
-    assert_alike(product(w, F32), hessian(loss_of_outside)(w) @ F32)
-    source = product.source(w, F32)
-    assert body(source).count("FEATURES @ ") == 2  # w and v
-    assert "** 0" not in source
+def shares(x: Any) -> Any:
+    return np.sum(np.sin(np.exp(x)) + np.log(np.exp(x) + 1) * np.sqrt(np.exp(x) + 1) + np.exp(x) ** 3)
+
+
+def chain(layers: Any, x: Any) -> Any:
+    for W, b in layers:
+        x = np.tanh(x @ W + b)
+    (W, b), _ = layers
+    return x.sum() + (W * b).sum()
+
+
+LAYERS, WITHIN = [(np.ones((n, 3)), np.ones(3)) for n in (2, 3)], types.SimpleNamespace(W=WEIGHT, layers=[np.ones(1)])
+CUBE = defvjp(lambda x: x * x * x, lambda g, out, x: g * 3 * x**2)
+ERF = defvjp(scipy.special.erf, lambda g, out, x: g * (2 / math.sqrt(math.pi)) * np.exp(-x * x))
+SAYINGS: list[tuple[Any, Any, dict[str, int]]] = [
+    # Products with a Hessian multiply twice, by w and v, by what the gradient multiplies by once.
+    (lambda w, v: grad(lambda w: grad(loss_of_outside)(w) @ v)(w), (ROW[0], F32), {"FEATURES @ ": 2, "** 0": 0}),
+    # What is within structures has their name, and what is within things from outside, and what NumPy makes, has none.
+    (lambda x: np.tanh(x @ WITHIN.W) * WITHIN.layers[0] + np.random.default_rng(0).normal(size=1), (MAT,),
+     {"def function(x, c, c_2, c_3):": 1}),
+    (grad(chain), (LAYERS, MAT[:, :2]),
+     {"def chain(layers, layers_2, layers_3, layers_4, x):": 1, "dlayers_4 = ": 1, "d chain / d layers_2": 1}),
+    # Comments name gradients and no shares of them.
+    (grad(shares), (MAT,), {"d shares / d x,": 1, "/ d t,": 0}),
+    (grad(lambda x: [v := np.exp(x), v := (v * v).sum() + 0.5, v * 2][2]), (MAT,), {"d f / d x,": 1, "/ d t,": 0}),
+    # A rule of one's own stands for its function.
+    (CUBE, (MAT,), {"def <lambda>": 0}),
+    (lambda x: scipy.special.erf(x), (MAT,), {"def function(x, c):": 1}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("f", "args", "counts"), SAYINGS)
+def test_source_says_what_its_reader_needs_and_not_what_he_does_not(f, args, counts):
+    compiled = jit(f)
+    source = compiled.source(*args)
+    assert {text: source.count(text) for text in counts} == counts
     check_text(source)
-
-
-def test_what_is_within_structures_has_their_name_and_what_is_within_things_outside_none():
-    within, rng = types.SimpleNamespace(W=WEIGHT, layers=[np.ones(1)]), np.random.default_rng(0)
-    f = jit(lambda x: np.tanh(x @ within.W) * within.layers[0] + rng.normal(size=1))
-    assert "def function(x, c, c_2, c_3):" in f.source(MAT)
-    assert_alike(f(MAT), f(MAT))  # what NumPy makes of plain arrays alone is fixed, random numbers too
-
-    def chain(layers: Any, x: Any) -> Any:
-        for W, b in layers:
-            x = np.tanh(x @ W + b)
-        (W, b), _ = layers
-        return x.sum() + (W * b).sum()
-
-    layers, x = [(np.ones((n, 3)), np.ones(3)) for n in (2, 3)], np.ones((4, 2))
-    source = jit(grad(chain)).source(layers, x)
-    for text in "def chain(layers, layers_2, layers_3, layers_4, x):", "dlayers_4 = ", "d chain / d layers_2":
-        assert text in source  # not W and b, which name two of each
-    assert_alike(jit(grad(chain))(layers, x), grad(chain)(layers, x))
-
-
-def test_comments_name_gradients_and_no_shares_of_them():
-    def shares(x: Any) -> Any:
-        return np.sum(np.sin(np.exp(x)) + np.log(np.exp(x) + 1) * np.sqrt(np.exp(x) + 1) + np.exp(x) ** 3)
-
-    twice = lambda x: [v := np.exp(x), w := v * v, v := w.sum() + 0.5, v * 2][3]  # noqa: E731
-    for f, label in (shares, "d shares / d x,"), (twice, "d f / d x,"):
-        source = jit(grad(f)).source(MAT)
-        check_text(source)
-        assert label in source
-        assert "/ d t," not in source
+    assert_alike(compiled(*args), tree_map(data_of, f(*args)))
 
 
 def test_captured_tensors_are_read_at_the_time_of_the_call():
@@ -3784,33 +3784,47 @@ def test_captured_tensors_are_read_at_the_time_of_the_call():
         b.data -= 0.5  # a number becomes a 0-d array
         frozen.data = frozen.data * 2
     assert compiled.cache_info()[:2] == (2, 1)
+    fixed = jit(lambda x: x + RNG.normal(size=1))  # what NumPy makes of plain arrays alone, random numbers too
+    assert_alike(fixed(x), fixed(x))
     slopes = jit(lambda x: grad(lambda w, b: loss(x) * (w * b).sum(), (0, 1))(w, b))  # with respect to what is captured
     for values in [5.0, 6.0], [7.0, 8.0]:
         w.data = values
         assert_alike(slopes(x), (loss(x).data * b.data + 0 * x, loss(x).data * w.data.sum()))
 
 
-def test_gradients_of_functions_nest_with_jit():
-    def f(x: Any) -> Any:
-        return np.sum(np.sin(x) * x**2)
+def waves(x: Any) -> Any:
+    return np.sum(np.sin(x) * x**2)
 
-    x = np.array([0.5, -1.0, 2.0])
-    product = jit(lambda x: grad(lambda z: grad(f)(z) @ (x + 1))(x))
-    others = hessian(f), jacobian(lambda x: np.outer(x, np.sin(x))), lambda x: jvp(np.tanh, (x,), (x + 1,))
-    for compiled, plain in (
-        *[(g, grad(f)) for g in (grad(jit(f)), jit(grad(f)), jit(grad(jit(f))), jit(jit(grad(f))), grad(jit(jit(f))))],
-        *[(jit(g), g) for g in others],
-        *[(hessian(jit(f)), hessian(f)), (product, lambda x: hessian(f)(x) @ (x + 1))],
-    ):
-        assert_alike(compiled(x), plain(x))
-    assert jit(grad(grad(grad(np.sin))))(0.5) == pytest.approx(-math.cos(0.5), rel=1e-14)
-    w = leaf(x)
-    jit(f)(w).backward()  # of a Tensor that requires gradients, f itself runs
-    assert_alike(w.grad, grad(f)(x))
+
+SCALED = jit(lambda x: x * WEIGHT * 3)
+WAYS: list[tuple[Any, Any]] = [  # a function with jit within it, and the same without
+    *[(f, grad(waves)) for f in (
+        grad(jit(waves)), jit(grad(jit(waves))), jit(jit(grad(waves))), grad(jit(jit(waves))))],
+    (hessian(jit(waves)), hessian(waves)),
+    (jit(lambda x: grad(lambda z: grad(waves)(z) @ (x + 1))(x)), lambda x: hessian(waves)(x) @ (x + 1)),
+    (jit(lambda x: SCALED(x) + SCALED(np.ones(3))), lambda x: 3 * x + 3),
+    *[(jit(f), f) for f in (
+        grad(waves), hessian(waves), jacobian(lambda x: np.outer(x, np.sin(x))), np.sin,
+        functools.partial(np.sum, axis=0),
+        lambda x: jvp(np.tanh, (x,), (x + 1,)), grad(lambda x: grad(lambda x: grad(waves)(x)[0])(x)[0]))],
+    *[(jit(g), g) for f in (lambda x: CUBE(x).sum(), lambda x: ERF(x).sum(), lambda x: relu(sigmoid(x) - 0.5).sum())
+      for g in (value_and_grad(f), grad(lambda x, f=f: grad(f)(x).sum()))],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("compiled", "plain"), WAYS)
+def test_jit_nests_with_gradients_rules_of_ones_own_and_itself(compiled, plain):
+    for x in MAT:
+        assert_alike(compiled(x), tree_map(data_of, plain(x)))
+
+
+def test_a_function_under_jit_runs_itself_on_a_tensor_that_requires_gradients():
+    w, compiled = leaf(MAT[0]), jit(waves)
+    compiled(w).backward()
+    assert_alike(w.grad, grad(waves)(MAT[0]))
     with no_grad():
-        assert_alike(jit(f)(w), f(x))
-    scaled = jit(lambda x: x * w)
-    assert_alike(jit(lambda x: scaled(x) + scaled(np.ones(3)))(x), x * w.data + w.data)
+        assert_alike(compiled(w), waves(MAT[0]))
+    assert compiled.cache_info().misses == 1
 
 
 def test_structures_go_in_and_come_out_as_with_the_function_itself():
@@ -4137,20 +4151,7 @@ def test_names_of_functions_and_arguments_do_not_get_into_the_way():
             assert_alike(jit(f)(x), f(x))
 
 
-def test_users_rules_work_under_jit():
-    cube = defvjp(lambda x: x * x * x, lambda g, out, x: g * 3 * x**2)
-    erf = defvjp(scipy.special.erf, lambda g, out, x: g * (2 / math.sqrt(math.pi)) * np.exp(-x * x))
-    x = np.array([0.5, -1.5])
-    for f in (lambda x: cube(x).sum(), lambda x: erf(x).sum(), lambda x: relu(sigmoid(x) - 0.5).sum()):
-        for g in (value_and_grad(f), grad(lambda x, f=f: grad(f)(x).sum())):
-            compiled = jit(g)
-            compiled(x)
-            assert_alike(compiled(x + 1), g(x + 1))
-    assert "def <lambda>" not in jit(cube).source(x)
-    assert "def function(x, c):" in jit(lambda x: scipy.special.erf(x)).source(x)
-
-
-def test_jit_works_without_arguments_on_methods_and_on_functions_in_c():
+def test_jit_works_without_arguments_and_on_methods():
     class Model:
         def __init__(self, *w: float) -> None:
             self.w = leaf(w)
@@ -4164,8 +4165,7 @@ def test_jit_works_without_arguments_on_methods_and_on_functions_in_c():
     model.w.data = [0.0, 1.0]
     assert [model.loss(x), model.loss(x, power=1), model.loss(x, 1)] == [9, 3, 3]
     assert (model.loss.cache_info().misses, model.loss.__name__) == (4, "loss")
-    for f, args in (np.sin, (0.5,)), (functools.partial(np.sum, axis=0), (MAT,)), (lambda: model.w.detach() * 2, ()):
-        assert_alike(jit(f)(*args), data_of(f(*args)))
+    assert_alike(jit(lambda: model.w.detach() * 2)(), model.w.data * 2)
 
 
 OUTSIDE, NUMBER = np.ones((4, 4)), Tensor(np.float64(3))
