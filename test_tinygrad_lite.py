@@ -3665,18 +3665,7 @@ FEATURES, TARGET = np.sin(np.arange(60.0)).reshape(20, 3), np.sin(np.arange(20.0
 WEIGHT, BIAS = leaf([1.0] * 3), leaf(2.0)
 NETWORK = [np.cos(np.arange(math.prod(s))).reshape(s) for s in [(3, 16), (16,), (16, 1), (1,), (105, 3), (105, 1)]]
 TEXTS: list[tuple[Any, Any, str]] = [
-    (value_and_grad(two_layers, (0, 1, 2, 3)), NETWORK, """\
-h = np.tanh(X @ W + b)
-error = h @ V + c - y
-two_layers = (error ** 2).sum() / 105
-derror = 0.01904761904761905 * error
-dc = derror.sum(axis=0)
-dh = derror @ V.T
-dV = h.T @ derror
-g = dh * (1 - h * h)
-db = g.sum(axis=0)
-dW = X.T @ g
-return two_layers, dW, db, dV, dc"""),
+    (value_and_grad(two_layers, (0, 1, 2, 3)), NETWORK, ""),  # whose text stands in the README
     (scalar_step, (*map(np.float64, (0.0, 0.0, 1.0, 2.0)), 0.1), """\
 slope_b = 2 * (w * x + b - y)
 slope_w = slope_b * x
@@ -3891,11 +3880,6 @@ def test_python_floats_stay_weak_and_their_arithmetic_is_numpys_under_jit():
                 expected = x * float(op(n, b)), op(n, 3), op(np.float64(3), a), x * float(op(n, 2.0)), op(x, a)
                 assert_alike(compiled(x, a, b), expected, rtol=1e-6)
             assert compiled.cache_info().misses == 1
-    unary = lambda a: (x * -a, x * abs(a), x * +a, -a, np.exp(a), x * ((a < 1) & (a >= 0)), x * (a * a - a))  # noqa: E731
-    for f in unary, value_and_grad(lambda a: (x * a).sum()):
-        compiled = jit(f)
-        for a in (2.0, -0.5, 0.5):
-            assert_alike(compiled(a), f(a), rtol=1e-6)
 
 
 W_OUTSIDE, B_OUTSIDE, BUFFER = leaf([1.0, 2.0, 3.0]), leaf(2.0), np.zeros(3)
@@ -3963,6 +3947,8 @@ JIT_ERRORS: dict[str, list[Any]] = {
         lambda: (lambda t: jit(lambda: t)())(leaked())],
     r"TypeError.*unhashable type: 'set'": [lambda: jit(lambda x, s: x)(1.0, {1})],
     r"ValueError.*np\.multiply of shapes \(2,\) and \(3,\)": [lambda: jit(np.multiply)(np.ones(2), np.ones(3))],
+    r"TypeError.*missing 1 required positional argument": [
+        lambda: (lambda f: [f(1.0, 2.0), f(1.0)])(jit(lambda x, y: x * y))],
     r"KeyError.*mine": [lambda: jit(lambda x: {}["mine"])(1.0)],
     r"TypeError.*computed Tensor from outside would lose its gradient.*as an argument": [
         lambda: grad(lambda v: jit(lambda x: (x * v).sum())(np.ones(2)))(np.ones(2))],
@@ -4000,14 +3986,11 @@ def test_arrays_of_other_libraries_and_pandas_under_jit(tmp_path):
 
 
 def test_errors_of_generated_code_are_those_of_numpy_and_name_the_function():
-    compiled, ordered = jit(lambda x: np.linalg.inv(x + 1)), jit(lambda x, y: np.where(x > y, x, y).sum())
+    compiled = jit(lambda x: np.linalg.inv(x + 1))
     compiled(np.eye(2))
     with pytest.raises(np.linalg.LinAlgError, match="Singular") as caught:
         compiled(-np.ones((2, 2)))
     assert "<jit function>" in {entry.filename for entry in traceback.extract_tb(caught.value.__traceback__)}
-    assert ordered(np.ones(2), np.zeros(2)) == 2
-    with pytest.raises(TypeError, match="missing 1 required positional argument"):
-        ordered(np.ones(2))
 
 
 f4 = np.float32
@@ -4049,6 +4032,9 @@ TWO_CALLS: list[tuple[Any, tuple[Any, ...], tuple[Any, ...]]] = [
         x * np.reshape(c, (1,)), x * np.reshape(np.reshape(c, (1,)), ()), x * np.broadcast_to(c, (2,)), x * np.copy(c),
         np.concatenate([np.reshape(c, (1,)), x]), np.add(c, 1.0) * x + np.floor_divide(3.0, c),
         np.subtract(c, x) * np.multiply(x, c)), (2.5, f4([1, 2])), (0.5, f4([3, 4]))),
+    *[(f, (a,), (b,)) for a, b in ((2.0, -0.5), (0.5, 2.0)) for f in (
+        lambda a: (F32 * -a, F32 * abs(a), F32 * +a, -a, np.exp(a), F32 * ((a < 1) & (a >= 0)), F32 * (a * a - a)),
+        value_and_grad(lambda a: (F32 * a).sum()))],
     (lambda c, d: (np.transpose(c), np.sum(c) + np.mean(c, keepdims=True), np.inner(c, d) + np.dot(c, d)), (2.0, 3.0),
      (3.0, 4.0)),
     (lambda x: x * 2, (np.int64(3),), (np.longlong(4),)),
@@ -4169,37 +4155,36 @@ def test_jit_works_without_arguments_and_on_methods():
 
 
 OUTSIDE, NUMBER = np.ones((4, 4)), Tensor(np.float64(3))
-VIEWS: dict[str, Any] = {
-    **{f"ravel {o}": lambda x, o=o: np.ravel(x, o) for o in "CFAK"},
-    **{f"method ravel {o}": lambda x, o=o: x.ravel(order=o) for o in "CFAK"},
-    **{f"reshape {o}": lambda x, o=o: np.reshape(x, (8, 2), order=o) for o in "CFA"},
-    **{f"reshape of a transpose {o}": lambda x, o=o: np.reshape(np.copy(x.T), -1, o) for o in "CFA"},
-    **{f"{n} of several": lambda x, n=n: getattr(np, n)(x[0], x) for n in ("atleast_1d", "atleast_2d", "atleast_3d")},
-    **{n: lambda x, n=n: getattr(np, n)(x, 2) for n in ("split", "array_split", "hsplit", "vsplit")},
-    **{n: getattr(np, n) for n in ("transpose", "flip", "fliplr", "flipud", "diagonal", "diag", "squeeze", "imag")},
-    "atleast_3d": np.atleast_3d, "transpose by keyword": lambda x: np.transpose(a=x),
-    "rot90": lambda x: np.rot90(x, 0), "swapaxes": lambda x: np.swapaxes(x, 0, 1), "diff": lambda x: np.diff(x, 0),
-    "moveaxis": lambda x: np.moveaxis(x, 0, 1), "expand_dims": lambda x: np.expand_dims(x, 0),
-    "broadcast_to": lambda x: (np.broadcast_to(x, (2, 4, 4)), np.broadcast_to(x.sum(), (3,))),
-    "index": lambda x: (x[0], x[..., 1:], x[:, None]), "iteration": lambda x: [*x], "identity": lambda x: (x, {"a": x}),
-    "copy": np.copy, "astype": lambda x: x.astype(float), "neutral": lambda x: (x * 1, +x, x - 0, x**1),
-    "einsum": lambda x: np.einsum("ij->ji", x), "what is outside": lambda x: (OUTSIDE, OUTSIDE[0], x.sum()),
-    "a number": lambda x: (NUMBER, NUMBER[...], NUMBER.reshape(()), +NUMBER, NUMBER.T),
-    "a number made longer": lambda x: np.atleast_1d(NUMBER, 1.0)[0][0, ...],
-    "of what is computed": lambda x: (lambda y: (y, y.T, y, y.reshape(2, 8), np.diagonal(y[:0])))(x + 1),
-    "of what is computed K": lambda x: (lambda y: (y, np.ravel(y, "K")))(x + 1), "same": lambda x: [x.sum()] * 2,
-    "reductions of one row": lambda x: [f(y[:1], axis=0) for f in (np.sum, np.mean, np.max) for y in (x, np.exp(x))],
-    "reductions of one": lambda x: [f(x[:1, :1])[..., None] for f in (np.sum, np.mean, np.max)],
-    "of one": lambda x: [x[0, 0], x.max()[()], np.diagonal(x[:1, :1]) - 0, np.split(x[:1, :1].T, 1)[0] / 1],
-    "gradient": grad(lambda x: np.sum(np.ravel(x))), "gradient of a square": grad(lambda x: x.sum() ** 2),
-    "gradient from outside": value_and_grad(lambda x: (x * OUTSIDE).sum()),
-    "gradient in two orders": grad(lambda x: (np.ravel(x)[2:8] * x.T.reshape(-1)[:6]).sum() + (x.T[0] ** 3).sum()),
-}  # fmt: skip
+ORDERS_IN_MEMORY: list[Any] = [  # whose results depend on the layout of what jit saw first
+    *[f for o in "AK" for f in (lambda x, o=o: np.ravel(x, o), lambda x, o=o: x.ravel(order=o))],
+    lambda x: np.reshape(x, (8, 2), order="A"), lambda x: np.reshape(np.copy(x.T), -1, "A"),
+    lambda x: (lambda y: (y, np.ravel(y, "K")))(x + 1),
+]  # fmt: skip
+VIEWS: list[Any] = [
+    *ORDERS_IN_MEMORY, *[f for o in "CF" for f in (
+        lambda x, o=o: np.ravel(x, o), lambda x, o=o: x.ravel(order=o), lambda x, o=o: np.reshape(x, (8, 2), order=o),
+        lambda x, o=o: np.reshape(np.copy(x.T), -1, o))],
+    *[lambda x, f=f: f(x[0], x) for f in (np.atleast_1d, np.atleast_2d, np.atleast_3d)],
+    *[lambda x, f=f: f(x, 2) for f in (np.split, np.array_split, np.hsplit, np.vsplit)],
+    np.transpose, np.flip, np.fliplr, np.flipud, np.diagonal, np.diag, np.squeeze, np.imag, np.atleast_3d, np.copy,
+    lambda x: np.transpose(a=x), lambda x: np.rot90(x, 0), lambda x: np.swapaxes(x, 0, 1), lambda x: np.diff(x, 0),
+    lambda x: np.moveaxis(x, 0, 1), lambda x: np.expand_dims(x, 0), lambda x: np.einsum("ij->ji", x),
+    lambda x: (np.broadcast_to(x, (2, 4, 4)), np.broadcast_to(x.sum(), (3,))), lambda x: (x[0], x[..., 1:], x[:, None]),
+    lambda x: [*x], lambda x: (x, {"a": x}), lambda x: x.astype(float), lambda x: (x * 1, +x, x - 0, x**1),
+    lambda x: [x.sum()] * 2, lambda x: (OUTSIDE, OUTSIDE[0], x.sum()), lambda x: np.atleast_1d(NUMBER, 1.0)[0][0, ...],
+    lambda x: (NUMBER, NUMBER[...], NUMBER.reshape(()), +NUMBER, NUMBER.T),
+    lambda x: (lambda y: (y, y.T, y, y.reshape(2, 8), np.diagonal(y[:0])))(x + 1),
+    lambda x: [f(y[:1], axis=0) for f in (np.sum, np.mean, np.max) for y in (x, np.exp(x))],
+    lambda x: [f(x[:1, :1])[..., None] for f in (np.sum, np.mean, np.max)],
+    lambda x: [x[0, 0], x.max()[()], np.diagonal(x[:1, :1]) - 0, np.split(x[:1, :1].T, 1)[0] / 1],
+    grad(lambda x: np.sum(np.ravel(x))), grad(lambda x: x.sum() ** 2), value_and_grad(lambda x: (x * OUTSIDE).sum()),
+    grad(lambda x: (np.ravel(x)[2:8] * x.T.reshape(-1)[:6]).sum() + (x.T[0] ** 3).sum()),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", VIEWS)
-def test_results_of_jit_are_right_and_share_no_memory_with_arguments_of_any_layout_or_tensors_from_outside(name):
-    f, x = VIEWS[name], np.arange(16.0).reshape(4, 4)
+@pytest.mark.parametrize("f", VIEWS)
+def test_results_of_jit_are_right_and_share_no_memory_with_arguments_of_any_layout_or_tensors_from_outside(f):
+    x = np.arange(16.0).reshape(4, 4)
     fixed = x.copy()
     fixed.flags.writeable = False
     unaligned = np.frombuffer(b"1" + x.tobytes(), np.uint8)[1:].view(float).reshape(4, 4)
@@ -4217,7 +4202,7 @@ def test_results_of_jit_are_right_and_share_no_memory_with_arguments_of_any_layo
                 for i, array in enumerate(arrays := tree_leaves(out)):
                     assert not np.may_share_memory(array, later)
                     assert not any(np.shares_memory(array, other) for other in arrays[:i])
-                    if name[-2:] not in (" A", " K"):
+                    if f not in ORDERS_IN_MEMORY:
                         np.testing.assert_allclose(array, expected[i], rtol=1e-12)
                     array += 100
             np.testing.assert_array_equal(later, before)
@@ -4314,33 +4299,6 @@ def test_gradients_keep_the_dtype_of_the_argument_under_jit_where_the_loss_has_a
 
 def network(x: Any, target: Any, w: Any, b: Any, v: Any, c: Any) -> Any:
     return ((np.tanh(x @ w + b) @ v + c - target) ** 2).mean()
-
-
-def test_a_linear_fit_needs_one_computation_a_step_and_comes_out_as_with_numpy():
-    fits, calls_of_dask = [], []
-
-    def scheduler(graph: Any, keys: Any, **options: Any) -> Any:
-        calls_of_dask.append(keys)
-        return dask.get(graph, keys, **options)
-
-    for kind in (as_numpy, as_dask):
-        x, y = kind("x"), kind("y")[:, 0]
-        w, b = leaf(np.zeros(4)), leaf(0.0)
-        optimizer, losses = SGD([w, b], lr=0.1, momentum=0.5), []
-        for _ in range(5):
-            optimizer.zero_grad()
-            with nothing_is_fetched():
-                loss = ((x @ w + b - y) ** 2).mean()
-                loss.backward()
-            assert all(isinstance(g, type(x)) for g in (loss.data, w.grad, b.grad))
-            with dask.config.set(scheduler=scheduler):
-                value, w.grad, b.grad = dask.compute(loss.data, w.grad, b.grad)
-            optimizer.step()
-            losses.append(value)
-        assert type(w.data) is type(b.data) is np.ndarray
-        fits.append([*losses, w.data, b.data])
-    check_close(*fits)
-    assert len(calls_of_dask) == 5
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
