@@ -4061,6 +4061,7 @@ TWO_CALLS: list[tuple[Any, tuple[Any, ...], tuple[Any, ...]]] = [
     (hessian(lambda x: (np.sort(x) ** 3 * [1.0, 2.0, 3.0]).sum()), (ROW[0, ::-1],), (ROW[0, [2, 0, 1]],)),
     (grad(lambda x: functools.reduce(lambda x, i: x * 1.0001 + 0.5 / i, range(1, 3001), x)), (1.0,), (2.0,)),
     (lambda x: sum([x] * 3000), (ROW,), (COLUMN,)),
+    *[(f, (0.5,), (1.5,)) for f in (np.sin, grad(grad(grad(np.sin))))],
 ]  # fmt: skip
 
 
@@ -4297,10 +4298,6 @@ def test_gradients_keep_the_dtype_of_the_argument_under_jit_where_the_loss_has_a
 # --- Models -----------------------------------------------------------------------------------------------------------
 
 
-def network(x: Any, target: Any, w: Any, b: Any, v: Any, c: Any) -> Any:
-    return ((np.tanh(x @ w + b) @ v + c - target) ** 2).mean()
-
-
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("kind", [as_dask, as_box])
 def test_derivatives_of_every_kind_stay_lazy(kind, dtype):
@@ -4317,10 +4314,10 @@ def test_derivatives_of_every_kind_stay_lazy(kind, dtype):
         (t * t).backward(kind(N))
         (t * t).backward(N)  # which adds to what the first left
         for _ in range(2):
-            network(x, col, *leaves).backward()
+            two_layers(*leaves, x, col).backward()
         return tree_leaves([
-            value_and_grad(network, (0, 1))(x, col, *parameters),
-            value_and_grad(network, (2, 3, 4, 5))(x, col, *parameters),
+            value_and_grad(two_layers, (4, 5))(*parameters, x, col),
+            value_and_grad(two_layers, (0, 1, 2, 3))(*parameters, x, col),
             [leaf.grad for leaf in (t, *leaves)],
             second(x),
             jacobian(lambda row: x @ row)(row),
