@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import builtins
 import collections
 import contextlib
 import copy
@@ -34,7 +33,6 @@ import signal
 import site
 import socket
 import subprocess
-import symtable
 import sys
 import tempfile
 import termios
@@ -1490,6 +1488,14 @@ def test_functions_of_python_floats_and_beside_them_have_the_dtype_of_numpy(expr
     for found in (value_and_grad(total)(x)[0], jit(total)(x), jit(value_and_grad(total))(x)[0]):
         np.testing.assert_allclose(found, expected, rtol=1e-6)
         assert found.dtype == expected.dtype
+
+
+@pytest.mark.parametrize("name", REDUCTIONS)
+@pytest.mark.parametrize(("shape", "axis"), [((), 3), ((2, 3), 5), ((2, 3), -3), ((2, 3), (0, 0))])
+def test_axes_that_do_not_exist_are_refused_with_and_without_gradients(name, shape, axis):
+    for t in (Tensor(np.ones(shape)), leaf(np.ones(shape))):
+        with pytest.raises(ValueError, match="axis"):
+            getattr(t, name)(axis=axis)
 
 
 # --- Cost -------------------------------------------------------------------------------------------------------------
@@ -4347,6 +4353,33 @@ def test_data_without_gradients_stays_lazy_and_repr_says_what_it_is():
         with pytest.raises(FetchedError):
             float(y.sum())
     assert y.sum().item() == pytest.approx(np.sum(LEAVES["x"].T @ LEAVES["x"] + 1), rel=1e-5)
+
+
+def test_a_linear_fit_needs_one_computation_a_step_and_comes_out_as_with_numpy():
+    fits, calls_of_dask = [], []
+
+    def scheduler(graph: Any, keys: Any, **options: Any) -> Any:
+        calls_of_dask.append(keys)
+        return dask.get(graph, keys, **options)
+
+    for kind in (as_numpy, as_dask):
+        x, y = kind("x"), kind("y")[:, 0]
+        w, b = leaf(np.zeros(4)), leaf(0.0)
+        optimizer, losses = SGD([w, b], lr=0.1, momentum=0.5), []
+        for _ in range(5):
+            optimizer.zero_grad()
+            with nothing_is_fetched():
+                loss = ((x @ w + b - y) ** 2).mean()
+                loss.backward()
+            assert all(isinstance(g, type(x)) for g in (loss.data, w.grad, b.grad))
+            with dask.config.set(scheduler=scheduler):
+                value, w.grad, b.grad = dask.compute(loss.data, w.grad, b.grad)
+            optimizer.step()
+            losses.append(value)
+        assert type(w.data) is type(b.data) is np.ndarray
+        fits.append([*losses, w.data, b.data])
+    check_close(*fits)
+    assert len(calls_of_dask) == 5
 
 
 # --- Bad input to the engine ------------------------------------------------------------------------------------------
