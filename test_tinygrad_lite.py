@@ -3351,12 +3351,12 @@ def decoded(number: int) -> tuple[str, int, int, int]:
 
 
 @st.composite
-def programs(draw: Any) -> Program:
+def random_programs(draw: Any) -> Program:
     numbers = draw(st.lists(st.integers(0, len(OPERATIONS) * 36**2 * 12 - 1), min_size=5, max_size=40))
     return Program(draw(st.sampled_from(INPUT_SHAPES)), draw(st.integers(0, 9)), [*map(decoded, numbers)])
 
 
-@given(program=programs())
+@given(program=random_programs())
 @settings(max_examples=1000 // PARTS, database=None)
 def test_gradients_of_random_programs_agree_with_a_second_engine_and_with_jit(program):
     leaves = [Tensor(x, requires_grad=True) for x in program.inputs]
@@ -3734,7 +3734,7 @@ def chain(layers: Any, x: Any) -> Any:
     return x.sum() + (W * b).sum()
 
 
-LAYERS, WITHIN = [(np.ones((n, 3)), np.ones(3)) for n in (2, 3)], types.SimpleNamespace(W=WEIGHT, layers=[np.ones(1)])
+PAIRS, WITHIN = [(np.ones((n, 3)), np.ones(3)) for n in (2, 3)], types.SimpleNamespace(W=WEIGHT, layers=[np.ones(1)])
 CUBE = defvjp(lambda x: x * x * x, lambda g, out, x: g * 3 * x**2)
 ERF = defvjp(scipy.special.erf, lambda g, out, x: g * (2 / math.sqrt(math.pi)) * np.exp(-x * x))
 SAYINGS: list[tuple[Any, Any, dict[str, int]]] = [
@@ -3743,7 +3743,7 @@ SAYINGS: list[tuple[Any, Any, dict[str, int]]] = [
     # What is within structures has their name, and what is within things from outside, and what NumPy makes, has none.
     (lambda x: np.tanh(x @ WITHIN.W) * WITHIN.layers[0] + np.random.default_rng(0).normal(size=1), (MAT,),
      {"def function(x, c, c_2, c_3):": 1}),
-    (grad(chain), (LAYERS, MAT[:, :2]),
+    (grad(chain), (PAIRS, MAT[:, :2]),
      {"def chain(layers, layers_2, layers_3, layers_4, x):": 1, "dlayers_4 = ": 1, "d chain / d layers_2": 1}),
     # Comments name gradients and no shares of them.
     (grad(shares), (MAT,), {"d shares / d x,": 1, "/ d t,": 0}),
