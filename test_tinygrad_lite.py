@@ -4742,19 +4742,6 @@ def test_table_of_peers_says_what_they_do_with_an_ordinary_function():
         assert row("MyGrad 2.3", by_mygrad) in text
 
 
-def test_sources_in_the_readme_need_numpy_alone_and_compute_what_the_functions_do():
-    sources = [block for block in python_blocks(README.read_text()) if block.startswith("import numpy as np\n\n\ndef ")]
-    assert re.findall(r"\b(?:import|from) (\w+)", "".join(sources)) == ["numpy", "numpy"]
-    rng, names = np.random.default_rng(0), dict[str, Any]()
-    for source in sources:
-        exec(source, names)
-    W, b, V, c, X, _ = arrays = [rng.normal(size=shape) for shape in ((3, 16), 16, (16, 1), 1, (105, 3), (105, 1))]
-    np.testing.assert_allclose(names["predict"](X, W, b, V, c), np.tanh(X @ W + b) @ V + c, rtol=1e-12)
-    value, gradients = value_and_grad(two_layers, (0, 1, 2, 3))(*arrays)
-    for x, expected in zip(names["loss"](*arrays), (value, *gradients), strict=True):
-        np.testing.assert_allclose(x, expected, rtol=1e-10, atol=1e-12)
-
-
 def test_the_docs_name_the_functions_of_the_table_and_no_others():
     text = (HERE / "docs" / "functions.md").read_text()
     listed = text[text.index("These of NumPy's functions") : text.index("Every other function")]
@@ -4929,7 +4916,6 @@ TABLES = {
     train_gender: pd.DataFrame(PEOPLE | {"Income (USD)": 1000 * COUNT}),
 }
 SHORT = {train_linear: ["--rows", 9], train_gender: ["--source", "sample", "--epochs", 9]}
-file_option = {train_linear: "--data", train_gender: "--csv"}
 both = pytest.mark.parametrize("script", TABLES, ids=lambda script: script.__name__)
 
 
@@ -4974,7 +4960,7 @@ def bad_files(script: Any) -> dict[str, str]:
 @pytest.mark.parametrize(("script", "text", "message"), [(s, *row) for s in TABLES for row in bad_files(s).items()])
 def test_scripts_refuse_a_bad_file_in_one_sentence(capsys, tmp_path, script, text, message):
     name = write(tmp_path / "bad.csv", text.encode("latin-1"))
-    fails_with_one_sentence(capsys, script, [file_option[script], name], message)
+    fails_with_one_sentence(capsys, script, ["--data" if script is train_linear else "--csv", name], message)
 
 
 BAD = [
@@ -5453,8 +5439,7 @@ def test_whatever_kagglehub_does_and_says_is_a_reason_in_one_line(capsys, monkey
     assert gender_source(capsys, warning=NO_DATA.format(f".*{reason}.*")) == SAMPLE
 
 
-@pytest.mark.usefixtures("kaggle_is_this_machine")
-def test_a_silent_server_is_given_up_after_15_seconds_and_a_person_sees_the_waiting(tmp_path):
+def test_a_silent_server_is_given_up_after_15_seconds_and_a_person_sees_the_waiting(tmp_path, kaggle_is_this_machine):
     """On a clock that is ten times as fast."""
     faster = (
         "threading.Thread.join = lambda self, time=None, wait=threading.Thread.join: wait(self, time and time / 10)"
