@@ -4497,9 +4497,8 @@ def test_what_an_error_says_to_do_computes_the_same_with_the_same_gradient(name)
         getattr(np, name)(leaf(x), dtype=dtype)
     assert "leave" not in str(caught.value)
     advice, plain = re.search(r"as (.*) says (.*)$", str(caught.value)).groups()
-    t = leaf(x)
-    result = eval(advice, {"np": np, "t": t, "dtype": dtype})
-    expected = eval(plain, {"np": np, "t": x, "dtype": dtype})
+    t, names = leaf(x), {"np": np, "dtype": dtype}
+    result, expected = eval(advice, names | {"t": t}), eval(plain, names | {"t": x})
     assert (result.data, result.dtype) == (expected, expected.dtype)
     result.backward()
     np.testing.assert_array_equal(t.grad, np.ones((2, 3)))
@@ -4716,8 +4715,7 @@ def test_table_of_names_is_complete_and_right():
 
 def test_table_of_peers_says_what_they_do_with_an_ordinary_function():
     text = (HERE / "docs" / "peers.md").read_text()
-    names: dict[str, Any] = {"np": np, "grad": grad}
-    exec(re.search(r"def energy\(w\):\n.*?\n\n\n", text, re.DOTALL)[0], names)
+    exec(re.search(r"def energy\(w\):\n.*?\n\n\n", text, re.DOTALL)[0], names := {"np": np, "grad": grad})
     energy, w = names["energy"], np.array([1.0, 2.0, 3.0])
 
     def row(name: str, derivative: Any, second: Any = None) -> str:
@@ -4728,10 +4726,7 @@ def test_table_of_peers_says_what_they_do_with_an_ordinary_function():
         return f"| {name} | {found} | {str(second(w).round(3).tolist()[0]) + ' ...' if second else 'has none'} |"
 
     def by_mygrad(w: Any) -> Any:
-        import mygrad
-
-        t = mygrad.tensor(w)
-        energy(t).backward()
+        energy(t := importlib.import_module("mygrad").tensor(w)).backward()
         return t.grad
 
     assert row("tinygrad_lite", grad(energy), hessian(energy)) in text
@@ -4757,9 +4752,7 @@ def test_the_docs_name_the_options_of_the_scripts_and_no_others(capsys, script):
     with pytest.raises(SystemExit):
         script.main(["--help"])
     options = {*re.findall(r"(?<![\w-])--[a-z-]+", capsys.readouterr().out)} - {"--help"}
-    text = (HERE / "docs" / "scripts.md").read_text()
-    parts = re.split(r"^## `(\w+)\.py`$", text, flags=re.MULTILINE)
-    part = parts[parts.index(script.__name__) + 1]
+    part = (HERE / "docs" / "scripts.md").read_text().split(f"## `{script.__name__}.py`\n")[1].split("\n## `")[0]
     rows = [row.split("|")[1] for row in part.splitlines() if row.startswith("| `--")]
     assert {name for row in rows for name in re.findall("`(--[a-z-]+)", row)} == options
 
@@ -4837,10 +4830,8 @@ def test_the_table_of_times_is_that_of_the_last_run(peers):
     assert {workload.number for workload in peers.WORKLOADS.values()} == {*range(1, 11)}
     assert {*results["workloads"]} == {*peers.WORKLOADS}
     assert peers.table(results) in text
-    for what in ("date", "processor", "python"):
-        assert results[what] in text
-    picture = (HERE / "benchmarks" / "results.svg").read_text()
-    assert "<svg" in picture
+    assert [results[what] for what in ("date", "processor", "python") if results[what] not in text] == []
+    assert "<svg" in (HERE / "benchmarks" / "results.svg").read_text()
     assert "(../benchmarks/results.svg)" in text
     assert "(benchmarks/results.svg)" in README.read_text()
 
