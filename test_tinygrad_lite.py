@@ -4483,9 +4483,9 @@ ERRORS: list[tuple[type[Exception], str, *tuple[str, ...]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("kind", "message", "said"), [(*row[:2], said) for row in ERRORS for said in row[2:]])
-def test_bad_input_gives_one_clear_sentence(kind, message, said):
-    with pytest.raises(kind, match=message) as caught:
+@pytest.mark.parametrize(("row", "said"), [pytest.param(row, said, id=said) for row in ERRORS for said in row[2:]])
+def test_bad_input_gives_one_clear_sentence(row, said):
+    with pytest.raises(row[0], match=row[1]) as caught:
         eval(said, {**globals(), "nan": math.nan})
     assert "\n" not in str(caught.value)
 
