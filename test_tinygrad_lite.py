@@ -1900,7 +1900,9 @@ def test_what_float16_cannot_count_or_add_up_has_numpys_value_and_the_gradient_o
     for gradient in ways(value_and_grad(f)):
         value, g = gradient(x)
         assert value == f(x)
-        np.testing.assert_allclose(g, expected, rtol=2e-3 if "var" in text else 0, strict=True)
+        np.testing.assert_allclose(
+            g, expected, rtol=1e-3 if "nanvar" in text else 2e-3 if "var" in text else 0, strict=True
+        )
 
 
 def test_sinc_has_all_its_derivatives_near_0():
@@ -2575,7 +2577,11 @@ def computed(tree: Any) -> Any:
 
 
 def check_close(found: Any, expected: Any, rtol: float = 1e-10) -> None:
-    assert_alike(arrays_of(computed([*found])), computed([*expected]), rtol)
+    for x, y in zip(computed([*found]), computed([*expected]), strict=True):
+        if not isinstance(y, (np.ndarray, np.generic)):
+            assert x == y
+        else:
+            np.testing.assert_allclose(x, y, rtol=rtol, atol=1e-12, strict=True)
 
 
 # --- Every function of the table --------------------------------------------------------------------------------------
