@@ -414,10 +414,7 @@ CATALOGUE = table("""
     roll: X, 2; X, 1, axis=1; X, (1, 2), axis=(0, 1) | X, -1, 0; X, shift=1, axis=-1; X, 2, (0, 1);
         N, [1, -1], axis=[0, 0]; S, 1; X, np.int64(4), 1; V, np.array([1, 2]), (0, 0); V, True | X, 1, 2;
         X, (1, 2, 3), (0, 1)
-    >= 2.2.0 roll: | V, np.uint8(1); !X, np.array([1, 2], np.uint8), (0, 1); X, {1.0/True/2**64 + 1/np.int8(-128)};
-        X, {2**63/-(2**63)/np.uint64(2**63)/np.uint8(200)/np.int64(-(2**63))}{/, 0}; X, np.array(np.uint8(200)), 0;
-        X, ({2**63/2**64 + 1/np.uint64(2**63)/np.int8(-128)/1.0}, 1), (0, 1);
-        !X, np.array([1, {-(2**63)/2**63/np.uint8(200)/True}]), (0, 1)
+    >= 2.2.0 roll: | V, np.uint8(1); !X, np.array([1, 2], np.uint8), (0, 1)
     rot90: X | X, 2; X, k=-1; N, 1, (1, 2); N, k=3, axes=(-1, 0); X, 4 | V; X, 1, (0, 0); X, 1, (0, 2)
     tril triu: X; X, 1 | N, k=-1; !V | S
     diag: V; !A(3, 4) | V, 1; V, k=-2; M; !X, 1; !X, k=-1; X, 5 | S; N
@@ -723,6 +720,22 @@ def test_what_stands_above_a_section_names_nothing_of_it(section):
     undefined_names = [sys.executable, "-m", "ruff", "check", "--isolated", "--select=F821", "-"]
     subprocess.run(undefined_names, input=up_to(section), text=True, check=True)
     imported(up_to(section))
+
+
+def test_heart_alone_does_the_example_of_micrograd():
+    heart = imported(up_to("NumPy's functions"))
+    a, b = heart.Tensor(-4.0, requires_grad=True), heart.Tensor(2.0, requires_grad=True)
+    c, d = a + b, a * b + b**3
+    c += c + 1
+    c += 1 + c + (-a)
+    d += d * 2 + (b + a).relu()
+    d += 3 * d + (b - a).relu()
+    f = (c - d) ** 2
+    g = f / 2.0
+    g += 10.0 / f
+    g.backward()
+    # The numbers of https://github.com/karpathy/micrograd
+    assert (f"{g.item():.4f}", f"{a.grad:.4f}", f"{b.grad:.4f}") == ("24.7041", "138.8338", "645.5773")
 
 
 def trained(engine: Any, dtype: Any) -> list[Any]:
@@ -1402,6 +1415,25 @@ def test_a_plain_function_may_return_a_python_float(square):
     assert (f(t) * np.float32(2)).dtype == np.float32  # as without Tensors
     f(t).backward()
     assert t.grad == 6.0
+
+
+@pytest.mark.parametrize("axis", [None, 0, (0, 1)])
+@pytest.mark.parametrize(
+    "shift", [2**63, -(2**63), 2**64 + 1, np.uint64(2**63), np.uint8(200), np.int8(-128), np.int64(-(2**63)), True, 1.0]
+)
+def test_roll_takes_shifts_of_every_size_and_dtype(shift, axis):
+    x, w = np.arange(6.0).reshape(2, 3), np.arange(6.0).reshape(2, 3) ** 2
+    for s in [(shift, 1), [1, shift], np.array([1, shift])] if axis == (0, 1) else [shift, np.array(shift)]:
+        try:
+            np.roll(x, s, axis)
+            np.roll(x, np.negative([s], dtype=object).tolist()[0], axis)  # which the gradient needs
+        except Exception:  # NumPy's own limits, narrower in 2.0
+            continue
+        expected = np.roll(w, [-int(i) % 6 for i in np.ravel(np.array(s, object))], axis)  # by 6 is all the way round
+        linear = grad(lambda x, s=s: (np.roll(x, s, axis) * w).sum())
+        squares = grad(lambda x, s=s: (np.roll(x, s, axis) ** 2 * w).sum())
+        np.testing.assert_array_equal(linear(x), expected)
+        np.testing.assert_array_equal(grad(lambda x, f=squares: f(x).sum())(x), 2 * expected)
 
 
 def collected(references):
@@ -2235,7 +2267,7 @@ CONVENTIONS = """
     t.prod() at [-1, 2, 3, 4, 5]: [120, -60, -40, -30, -24]; np.nanmax(t) at [1, 1, nan]: [0.5, 0.5, 0]
     np.linalg.norm(t, {0.5/1/1.5/2/3/-1/-2/inf}) at [0, 0]: [0, 0]; np.linalg.norm(t, 0) at [1, 0]: [0, 0]
     np.linalg.norm(t, {0.5/1/1.5/2/3/inf}) at [0, -4, 0]: [0, -1, 0]; np.nanstd(t) at [0, 0]: [0, 0]
-    np.linalg.norm([0, 3, -4] + t * [1, 0, 0], {-1/-2}) at [0, 1, 1]: [0, 0, 0]; np.hypot(t[0], t[1]) at [0, 0]: [0, 0]
+    np.linalg.norm(t, {-1/-2}) at [0, 3, -4]: [0, 0, 0]; np.hypot(t[0], t[1]) at [0, 0]: [0, 0]
     np.linalg.matrix_power(t, 0) + t at [[0, 1], [2, 3]]: np.ones((2, 2))
     np.nansum(t, 1) at [[1, nan, 4], [nan, 3, 3]]: [[1, 0, 1], [0, 1, 1]]
     np.nanmean(t, 1) at [[1, nan, 4], [nan, 3, 3]]: [[0.5, 0, 0.5], [0, 0.5, 0.5]]
@@ -4484,9 +4516,8 @@ def prose_of(page: Path) -> str:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_names_and_links_in_the_readme_and_the_docs_exist(page):
     for name in re.findall(r"`(_\w+)`", prose_of(page)):
-        assert re.search(rf"^\s*(def|class) {name}\b|^{name}\b", SOURCE, re.MULTILINE) or hasattr(np.ndarray, name), (
-            name
-        )
+        known = re.search(rf"^\s*(def|class) {name}\b|^{name}\b", SOURCE, re.MULTILINE)
+        assert known or hasattr(np.ndarray, name), name
     links = re.findall(r"\]\(([^)]+)\)", prose_of(page))
     assert links
     for path, _, anchor in [link.partition("#") for link in links if not link.startswith("https://")]:
@@ -4537,6 +4568,7 @@ def test_examples_of_the_readme_and_the_docs_print_what_they_say(capsys, request
         if re.search("^import (torch|jax|numba)$", block, re.MULTILINE):
             continue  # see below
         if language == "mermaid":  # the graph that the block before drew
+            assert block.startswith("flowchart TD\n")
             labels, *rest = diagram_of(block)
             drawn = {name: re.sub("(np.*)<br>gradient .*", r"\1", label) for name, label in labels.items()}
             assert (drawn, *rest) == diagram_of(names.pop("graph"))
@@ -4691,11 +4723,11 @@ def test_programs_of_the_benchmark_and_its_sources_when_compiled_do_the_same_wor
     for name, workload in shared_out(peers.WORKLOADS.items()) if library == "autograd" else peers.WORKLOADS.items():
         if workload.number in numbers and not re.search("512|0,000", name):
             for program in {*names} & {*workload.programs}:
-                sys.modules["programs"].ready(name, program)  # ends where the results differ
+                importlib.import_module("programs").ready(name, program)  # ends where the results differ
 
 
 def test_the_benchmark_accepts_the_results_by_hand_and_no_others(peers, monkeypatch):
-    programs, name = sys.modules["programs"], "chain of 1,000 multiplications"
+    programs, name = importlib.import_module("programs"), "chain of 1,000 multiplications"
     right = programs.WORKLOADS[name]
     assert programs.difference([np.ones(2), [np.zeros(1) + 4]], (np.ones(2), np.array([2.0]))) == 1
     assert programs.difference(1.0, np.ones(1)) == np.inf

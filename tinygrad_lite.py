@@ -1244,9 +1244,10 @@ def _var_vjp(g, _out, a, axis=None, *, ddof=0, keepdims=False):
 
 def _length_vjp(g, out, x, p, axis, keepdims):
     """Of the norm of vectors, or of all elements as one."""
-    norm, g = _spread(_nonzero(out, math.inf), out, x, axis), _spread(g, out, x, axis)
-    is_2 = p in (None, 2, "fro")  # and one of order 0 counts, which has no slope
-    return x / norm * g if is_2 else np.sign(x) * np.abs(_nonzero(x / norm)) ** (float(p) - 1) * (g * (p != 0))
+    norm, is_2 = _spread(_nonzero(out, math.inf), out, x, axis), p in (None, 2, "fro")
+    # Of order 0 it counts, and of orders below it is 0 if an element is: without a slope.
+    g = _spread(g if is_2 or p > 0 else g * ((p < 0) * (out != 0)), out, x, axis)
+    return x / norm * g if is_2 else np.sign(x) * np.abs(_nonzero(x / norm)) ** (float(p) - 1) * g
 
 
 def _columns(x, like):
