@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import asyncio
 import collections
 import contextlib
 import copy
@@ -117,6 +118,11 @@ def grads(f: Any, *arrays: Any, weights: Any = None) -> tuple[Any, list[Any]]:
     out = f(*leaves)
     out.backward(np.ones(out.shape) if weights is None else weights)
     return out.data, [t.grad for t in leaves]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def what_is_there_before_the_tests_is_no_garbage() -> None:
+    gc.freeze()  # nor is it searched for any
 
 
 @pytest.fixture(scope="module")
@@ -5127,7 +5133,7 @@ def agree_with_one_machine(capsys: Any, options: Any, *wheres: Any) -> None:
 
 @pytest.mark.parametrize("way", [(), ("--eager",)])
 def test_linear_on_a_cluster_comes_to_the_numbers_of_one_machine(capsys, address, parts, way):
-    for data in ["--data", *parts, "--batch-size", 4_000], ["--rows", 2_300_000, "--batch-size", 700_000]:
+    for data in ["--data", *parts, "--batch-size", 4_000], ["--rows", 2_100_000, "--batch-size", 1_500_000]:
         agree_with_one_machine(capsys, [*data, "--epochs", 2, *way], [], [address])
 
 
@@ -5177,11 +5183,15 @@ def test_a_worker_that_dies_within_a_step_changes_no_number(capsys, cluster, add
 
 
 def test_linear_says_in_one_sentence_what_is_wrong_with_a_cluster(capsys, address, parts, monkeypatch):
+    """On a clock that is ten times as fast."""
     lines = Path(parts[1]).read_text().splitlines()
     Path(parts[1]).write_text("\n".join([*lines[:2000], "a,b,7", *lines[2000:]]))
     options = ["--data", *parts, "--dask", address]
     fails_with_one_sentence(capsys, train_linear, options, r"part-1\.csv, row 2000: x .*'b'")
     quiet: Any = {"dashboard_address": ":0", "silence_logs": logging.CRITICAL}
+    for owner, name in (asyncio, "wait_for"), (distributed.Client, "wait_for_workers"), (distributed, "Client"):
+        wait = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *args, timeout, wait=wait: wait(*args, timeout=timeout / 10))
     with (
         socket.create_server(("127.0.0.1", 0)) as silent,
         distributed.LocalCluster(n_workers=0, **quiet) as empty,
@@ -5189,7 +5199,7 @@ def test_linear_says_in_one_sentence_what_is_wrong_with_a_cluster(capsys, addres
         for where in (f"tcp://127.0.0.1:{silent.getsockname()[1]}", empty.scheduler_address):
             begin = time.monotonic()
             fails_with_one_sentence(capsys, train_linear, ["--dask", where], where)
-            assert time.monotonic() - begin < 10
+            assert 0.4 < time.monotonic() - begin < 4
     compute, calls = dask.compute, []
     with distributed.LocalCluster(n_workers=1, processes=False, protocol="tcp", **quiet) as leaving:
 

@@ -63,7 +63,7 @@ def load(options):
     dask.config.set({"optimization.fuse.active": False})  # or the steps call different tasks by one name
     if options.dask != "threads":
         logging.disable(logging.CRITICAL)  # what matters is raised
-        asyncio.run(asyncio.wait_for(distributed.core.connect(options.dask), 4))  # a Client never gives up
+        asyncio.run(asyncio.wait_for(distributed.core.connect(options.dask), timeout=4))  # a Client never gives up
         distributed.Client(options.dask, timeout=4).wait_for_workers(1, timeout=4)
     tables = [dask.array.from_delayed(t, (2, np.nan), float) for t in dask.persist(*map(dask.delayed(read), paths))]
     made = dask.array.arange(options.rows, chunks=2_000_000) - [[0.0], [1.0]]
