@@ -51,6 +51,7 @@ from base64 import b64encode
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import autograd
 import autograd.numpy as anp
@@ -172,9 +173,7 @@ class A:
 def tree_map(function: Any, tree: Any) -> Any:
     """The function of every leaf of nested lists, tuples and dicts."""
     if isinstance(tree, dict):
-        new = copy.copy(tree)
-        new.update({key: tree_map(function, item) for key, item in tree.items()})
-        return new
+        return operator.ior(copy.copy(tree), {key: tree_map(function, item) for key, item in tree.items()})
     if isinstance(tree, (list, tuple)):
         items = [tree_map(function, item) for item in tree]
         return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
@@ -268,14 +267,8 @@ OF_THIS_FILE = {"relu": relu, "sigmoid": sigmoid, "getitem": operator.getitem, "
 
 
 def named(name: str) -> Any:
-    return OF_THIS_FILE.get(name) or operator.attrgetter(name)(np)
-
-
-def known(name: str) -> bool:
-    """Whether this release of NumPy has the function."""
-    with contextlib.suppress(AttributeError):
-        return bool(named(name))
-    return False
+    """The function, or None if this release of NumPy has it not."""
+    return OF_THIS_FILE.get(name) or functools.reduce(lambda x, part: getattr(x, part, None), name.split("."), np)
 
 
 def alternatives(text: str) -> list[str]:
@@ -307,7 +300,7 @@ def table(text: str) -> dict[str, list[Call]]:
         release = re.match(r"\s*(>=|<) (\S+) ", names)
         if release and (np.lib.NumpyVersion(np.__version__) >= release[2]) != (release[1] == ">="):
             continue
-        for name in filter(known, names[release.end() if release else 0 :].split()):
+        for name in filter(named, names[release.end() if release else 0 :].split()):
             short["n"] = {"percentile": 100, "max": 0.1, "min": 1.3}.get(name, 1)
             for i, part in enumerate(said.split("|")):
                 for arguments in calls(part):
@@ -418,9 +411,13 @@ CATALOGUE = table("""
     fliplr: X | N; A(2, 1) | V
     flipud: X | V; N | S
     roll: X, 2; X, 1, axis=1; X, (1, 2), axis=(0, 1) | X, -1, 0; X, shift=1, axis=-1; X, 2, (0, 1);
-        N, [1, -1], axis=[0, 0]; S, 1; X, np.int64(4), 1; V, np.array([1, 2]), (0, 0); V, True | X, 1, 2;
-        X, (1, 2, 3), (0, 1)
-    >= 2.2.0 roll: | V, np.uint8(1); !X, np.array([1, 2], np.uint8), (0, 1)
+        N, [1, -1], axis=[0, 0]; S, 1; X, np.int64(4), 1; V, np.array([1, 2]), (0, 0);
+        X, {/np.array}({2**64 + 1/True}){/, 0}; !X, {/np.array}(np.int8(-128)){/, 0};
+        !X, {/np.array}({2**63/-(2**63)/np.uint64(2**63)/np.uint8(200)/np.int64(-(2**63))}), 0;
+        X, {/np.array}((1, {np.uint8(200)/True})), (0, 1) | X, 1, 2; X, (1, 2, 3), (0, 1)
+    >= 2.2.0 roll: | V, np.uint8(1); !X, np.array([1, 2], np.uint8), (0, 1); X, {/np.array}(1.0){/, 0};
+        !X, {/np.array}({2**63/-(2**63)/np.uint64(2**63)/np.uint8(200)/np.int64(-(2**63))});
+        X, {/np.array}(({2**63/-(2**63)/2**64 + 1/np.uint64(2**63)/np.int8(-128)/np.int64(-(2**63))/1.0}, 1)), (0, 1)
     rot90: X | X, 2; X, k=-1; N, 1, (1, 2); N, k=3, axes=(-1, 0); X, 4 | V; X, 1, (0, 0); X, 1, (0, 2)
     tril triu: X; X, 1 | N, k=-1; !V | S
     diag: V; !A(3, 4) | V, 1; V, k=-2; M; !X, 1; !X, k=-1; X, 5 | S; N
@@ -490,8 +487,7 @@ CATALOGUE = table("""
         "ij,jk->ki", X, np.ones((3, 2)) | "ij,jk", X, X; "i", X; "ij->k", X; "ij->ii", X; "ij,jk", X; "ii", X;
         "i,i", V, A(2)
     # Linear algebra.
-    linalg.inv linalg.det linalg.slogdet: M | MM; matrix(2, 1, 2, 2) | X; V; N
-    linalg.inv linalg.det: | matrix(1, 1)
+    linalg.inv linalg.det linalg.slogdet: M | MM; matrix(2, 1, 2, 2); matrix(1, 1) | X; V; N
     linalg.solve: M, A(3, 2); M, V | MM, A(2, 3, 2); !MM, A(3, 2); !M, A(2, 3, 2); MM, V; M, [1, 2, 3]; a=M, b=V;
         np.diag([1, 2, 3]), V; [[2.0, 1.0], [0.0, 1.0]], A(2, 2) | X, V; M, A(2); M, A(2, 3); V, V
     linalg.cholesky linalg.eigh linalg.eigvalsh: symmetric(3, 3) | symmetric(2, 3, 3); symmetric(1, 1) | X; V; N
@@ -518,13 +514,10 @@ for name in ELEMENTWISE:
 
 # Constants: a number that does not change with the Tensor, and no gradient.
 CONSTANTS: dict[str, list[Call]] = table("""
-    all any: X; X, 0 | X, axis=-1, keepdims=True
-    argmax argmin: X; X, 0 | X, axis=-1
-    argsort count_nonzero: X; X, 0 | X, axis=-1; X, axis=None
+    all any argmax argmin count_nonzero: X; X, 0 | X, axis=-1, keepdims=True; X, axis=None
+    argsort size: X; X, 0 | X, axis=-1; X, axis=None
     argpartition: X, 1 | X, kth=1, axis=0
-    argwhere: X
-    ndim shape flatnonzero nonzero: X | V
-    size: X | X, 1
+    argwhere ndim shape flatnonzero nonzero: X | V
     searchsorted: np.arange(4), X | V, 0.5; [0.0, 1.0], X, side="right"; V, V; V, INTS
     array_equal array_equiv allclose isclose: X, X | X, 1.0; LIST, X
     isin: X, [1.0] | [1.0, 2.0], X; X, X, invert=True
@@ -627,12 +620,9 @@ def of_second_engine(name: str, call: Call, arrays: list[Any]) -> list[Any] | No
     return None
 
 
-@contextlib.contextmanager
 def forgetful() -> Any:
-    """Nodes forget at any size the arrays that their rules do not read."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tinygrad_lite, "_LARGE", 0)
-        yield
+    """Within, nodes forget at any size the arrays that their rules do not read."""
+    return mock.patch.object(tinygrad_lite, "_LARGE", 0)
 
 
 def check(name: str, call: Call, seed: int = 0) -> None:
@@ -708,13 +698,11 @@ def another_engine() -> Any:
 
 def lines_of_code(source: str) -> int:
     """As many as are no blank lines, comments or docstrings."""
-    skipped: set[int] = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node, clean=False):
-            skipped |= {*range(node.body[0].lineno, node.body[0].end_lineno + 1)}
-    silent = tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER
-    tokens = [t for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type not in silent]
-    return len({line for t in tokens for line in range(t.start[0], t.end[0] + 1)} - skipped)
+    expressions = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Expr)]
+    docstrings = {node.lineno for node in expressions if isinstance(node.value, ast.Constant)}
+    tokens = [t for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.string.strip()]
+    of_code = [t for t in tokens if t.type != tokenize.COMMENT and t.start[0] not in docstrings]
+    return len({line for t in of_code for line in range(t.start[0], t.end[0] + 1)})
 
 
 def test_sections_stand_in_the_order_of_the_design():
@@ -1421,25 +1409,6 @@ def test_a_plain_function_may_return_a_python_float(square):
     assert (f(t) * np.float32(2)).dtype == np.float32  # as without Tensors
     f(t).backward()
     assert t.grad == 6.0
-
-
-@pytest.mark.parametrize("axis", [None, 0, (0, 1)])
-@pytest.mark.parametrize(
-    "shift", [2**63, -(2**63), 2**64 + 1, np.uint64(2**63), np.uint8(200), np.int8(-128), np.int64(-(2**63)), True, 1.0]
-)
-def test_roll_takes_shifts_of_every_size_and_dtype(shift, axis):
-    x, w = np.arange(6.0).reshape(2, 3), np.arange(6.0).reshape(2, 3) ** 2
-    for s in [(shift, 1), [1, shift], np.array([1, shift])] if axis == (0, 1) else [shift, np.array(shift)]:
-        try:
-            np.roll(x, s, axis)
-            np.roll(x, np.negative([s], dtype=object).tolist()[0], axis)  # which the gradient needs
-        except Exception:  # NumPy's own limits, narrower in 2.0
-            continue
-        expected = np.roll(w, [-int(i) % 6 for i in np.ravel(np.array(s, object))], axis)  # by 6 is all the way round
-        linear = grad(lambda x, s=s: (np.roll(x, s, axis) * w).sum())
-        squares = grad(lambda x, s=s: (np.roll(x, s, axis) ** 2 * w).sum())
-        np.testing.assert_array_equal(linear(x), expected)
-        np.testing.assert_array_equal(grad(lambda x, f=squares: f(x).sum())(x), 2 * expected)
 
 
 def collected(references):
