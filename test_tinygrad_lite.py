@@ -346,15 +346,13 @@ CATALOGUE = table("""
     diff: X; X, 1, 0; A(4, 3), 2, axis=0 | A(5); X, n=2, axis=-1; X, 0; A(4), 4; N, n=2, axis=-2; V, prepend=0.5;
         X, 1, 0, prepend=2, append=1.0; X, n=2, append=A(2, 2); X, 2, -1, A(2, 1); A(0), prepend=1.0; A(1), 1;
         A(0, 2), 1, 0; {INTS, prepend/LIST, append}=A(2, 1); X, 0, prepend=1.0; V, 0, append=A(2) | X, -1; X, axis=2; S
-    gradient: X, axis=0 | A({5/2/3, 4}); N, axis={1/(2, 0)}; X; A(3, 4), 0.5, axis=-1; X, 2, 0.5; A(3, 4), 0.3;
-        A({6/3}), edge_order=2; A(5), [0.0, 1.0, 3.0, 3.5, 5.0]; A(3, 4), [0, 1, 3], 2, edge_order=2;
-        A(3, 4), np.array([0, 0.5, 2, 3]), axis=1, edge_order=2 | A(1); X, 1, 2, 3; X, axis=2; A(2), edge_order=2;
-        V, [1.0, 2.0]
+    gradient: X, axis=0 | A({5/2/3, 4}); N, axis={1/(2, 0)}; X; A(3, 4), {0.5, axis=-1/0.3}; X, 2, 0.5;
+        A(3, 4), {[0, 1, 3], 2/np.array([0, 0.5, 2, 3]), axis=1}, edge_order=2; A({6/3}), edge_order=2;
+        A(5), [0.0, 1.0, 3.0, 3.5, 5.0] | A(1); X, {1, 2, 3/axis=2}; A(2), edge_order=2; V, [1.0, 2.0]
     quantile percentile: X, 0.5 * n, axis=1 | X, 0.3 * n; A(5), [0.1 * n, 0.85 * n]; X, 0.5 * n, 0; A(4), {0/1 * n};
         N, [[0.3 * n, 0.6 * n]], (0, -1), keepdims=True; S, 0.3 * n; X, q=0.2 * n, axis=None;
         A(7), 0.4 * n, method="{lower/nearest/midpoint/inverted_cdf/hazen}";
-        A(6), np.array([0.25 * n, 0.7 * n]), method="median_unbiased" | X, -0.1; X, 101; X, 0.5, 2;
-        X, 0.5, method="nonsense"
+        A(6), np.array([0.25 * n, 0.7 * n]), method="median_unbiased" | X, {-0.1/101/0.5, 2/0.5, method="nonsense"}
     interp: A(2, 3), [-1.0, 0.0, 2.0], [1.0, 0.0, 3.0] | A(4), [-1.5, 0.1, 0.9, 1.7], A(4); 0.3, [0, 1], A(2);
         A(2, 3), np.arange(-1.0, 2), [1, 3, -2]; [-3.0, 0.5, 9.0], knots(3), A(3); {S/between(3)}, knots(4), A(4);
         x=V, xp=[0], fp=A(1); A(0), [1, 2], A(2) | V, [0, 1], A(3); V, A(0), A(0)
@@ -365,8 +363,7 @@ CATALOGUE = table("""
     select: [boolean(2, 3), MASK], [X, X], 1.5 | [MASK, ~MASK], [X, X]; [MASK], [V], S; [MASK[0]], [V], [3, 4, 5];
         [MASK[0], [True, False, False]], [V, S], 2.5; [MASK, INTS > 2], {[1.5, X]/[X, 1.5]};
         [MASK, INTS > 2], [X, LIST], S; condlist=[True], choicelist=[S], default=1 | [MASK], [X, X]; [MASK], [A(2, 2)]
-    sort: X | X, 0, "stable"; A(5); X, 0; X, axis=1; X, None; N, -2; A(4), kind="stable"; X, 0, stable=True; A(0) | S;
-        X, 2; X, kind="nonsense"
+    sort: X | X, {0, "stable"/kind="stable"/0/axis=1/None/0, stable=True}; A({5/0}); N, -2 | S; X, {2/kind="nonsense"}
     partition: X, 1 | A(7), 3; X, 1, 0; N, (0, 1), axis=1; X, 2, None; A(5), kth=-1; A(9), [2, 5], kind="introselect" |
         X, 3; S, 0; X, 0, 2
     compress: [True, False, True], V | [True, False, True], X, 1; [0, 1], X, axis=0; [False, True, True, True], X;
@@ -375,8 +372,7 @@ CATALOGUE = table("""
         N, [], 1; arr=V, obj=np.array([0, -1]) | X, 6; X, 0, 2; X, 3, 1
     take: X, [0, 1, 1], axis=0 | X, {4/[0, -1, 0]/INTS/(0, 4)}; X, 1, 0; X, indices=[2, 0, 2], axis=1; N, 1, axis=-2;
         X, [[0, 1], [1, 1]], axis=0; A(4), np.array([], int); S, 0{/, 0}; V, {[True, False, True]/True/()}; X, (1,), -1;
-        X, [7, -8], mode="{wrap/clip}"; X, [[3, -4]], 1, mode="{wrap/clip}"; X, [], 1, mode="wrap" | X, 6; X, 2, 0;
-        X, 0, 2
+        X, [7, -8], mode="{wrap/clip}"; X, [[3, -4]], 1, mode="{wrap/clip}"; X, [], 1, mode="wrap" | X, {6/2, 0/0, 2}
     take_along_axis: X, INTS % 2, axis=0 | X, np.array([[0], [2]]), 1; X, INTS % 3, -1; X, INTS[0], None;
         X, indices=np.array([[1, 1, 0]]), axis=-2 | X, np.array([0]), 0; X, INTS, 1; X, ONES, 1; X, INTS % 2, None
     repeat: X, 2, axis=0 | X, 2; A(3), repeats=3, axis=0; !X, repeats=2, axis=-1; S, 3; X, 0; X, [1, 0, 2], axis=1;
@@ -389,8 +385,7 @@ CATALOGUE = table("""
         A(300), {np.uint8(255)/np.int8(127)/np.int8(-128)/np.int16(-1)}
     # Shapes and places.
     reshape: X, (-1,); X, (1, 6); N, (6, 2); N, (2, -1) | X, -1; N, (4, 3); X, (3, -1); S, (1, 1); A(1), ();
-        A(0, 2), (3, 0); N, (4, 3), order="F"; X, -1, order="F"; X, (-1, 1, 2), order="F"; S, (1,), order="F" | X, 5;
-        X, (-1, -1); X, (4, -1)
+        A(0, 2), (3, 0); N, (4, 3), order="F"; X, {-1/(-1, 1, 2)}, order="F"; S, 1, order="F" | X, {5/(-1, -1)/(4, -1)}
     >= 2.1.0 reshape: | N, shape=(4, -1); X, shape=6; X, (3, 2), copy=None
     < 2.1.0 reshape: | N, newshape=(4, -1); X, newshape=6
     ravel: N | X; S; A(3); A(0, 2); X, order="C"; N, "F"; X, order="F"
@@ -407,9 +402,8 @@ CATALOGUE = table("""
     flip: X; X, 1 | X, 0; X, axis=-1; N, (0, 2); S; N, axis=() | X, 2; X, (0, 0)
     fliplr: X | N; A(2, 1) | V
     flipud: X | V; N | S
-    roll: X, 2; X, 1, axis=1; X, (1, 2), axis=(0, 1) | X, -1, 0; X, shift=1, axis=-1; X, 2, (0, 1);
-        N, [1, -1], axis=[0, 0]; S, 1; X, np.int64(4), 1; V, np.array([1, 2]), (0, 0);
-        X, {/np.array}({2**64 + 1/True}){/, 0}; !X, {/np.array}(np.int8(-128)){/, 0};
+    roll: X, 2; X, 1, axis=1; X, (1, 2), axis=(0, 1) | X, {-1, 0/shift=1, axis=-1/2, (0, 1)/np.int64(4), 1};
+        N, {[1, -1]/np.array([1, 2])}, axis=[0, 0]; S, 1; !X, {/np.array}({2**64 + 1/np.int8(-128)/True}){/, 0};
         !X, {/np.array}({2**63/-(2**63)/np.uint64(2**63)/np.uint8(200)/np.int64(-(2**63))}), 0;
         X, {/np.array}((1, {np.uint8(200)/np.int8(-128)/2**64 + 1/True})), (0, 1) | X, 1, 2; X, (1, 2, 3), (0, 1)
     >= 2.2.0 roll: | V, np.uint8(1); !X, np.array([1, 2], np.uint8), (0, 1); X, {/np.array}(1.0){/, 0};
@@ -457,8 +451,7 @@ CATALOGUE = table("""
     dot: X, A(3, 2); X, V; V, V; N, A(2, 3); X, A(2, 3, 2); X, 2 | V, A(3, 2); S, X; X, S; X, 2.0; S, S; N, A(2);
         N, A(2, 2); V, A(2, 3, 2); N, A(3, 2, 1); V, 2; X, LIST[0]; LIST, V; INTS, V; 3, V; A(0), A(0);
         np.array([[True, False]]), X | X, X; V, A(2); N, V; V, A(2, 2, 2)
-    inner: X, A(4, 3); V, V | X, V; V, X; S, X; X, S; S, S; N, A(3, 2); X, [1, 2, 3]; INTS, V; V, 2; N, A(2, 2) |
-        V, A(2); X, A(2, 2)
+    inner: X, A(4, 3); V, V | {X/S}, {V/S}; {V/S}, X; X, [1, 2, 3]; INTS, V; V, 2; N, A({3/2}, 2) | V, A(2); X, A(2, 2)
     outer: V, A(2); INTS[0], V | !X, V; !S, V; [1, 2], V; V, INTS; a=V, b=A(2)
     vdot: X, X | V, V; S, S; X, LIST; INTS, X; N, A(12) | V, A(2); X, V
     kron: X, A(3, 3) | V, A(2); X, A(2, 2); V, X; N, V; S, X; X, 2.0; INTS, X; [1, 2], V
@@ -481,8 +474,7 @@ CATALOGUE = table("""
         X, [0, 1], V, [1], [], optimize=True; "ij,kl->ij", X, A(2, 2); "ij,jk", X, INTS.T;
         "ij,j", {INTS/LIST/INTS > 2}, V; !"j,j->", V, {A(1)/np.ones(1)}; !"ij,jk->ik", X, A(1, 2);
         !"ij,ij->", A(1, 3), X; "ab,Ab->aA", X, X; "ii,jk->jk", A(2, 2), X, optimize=["einsum_path", (0, 1)];
-        "ij,jk->ki", X, np.ones((3, 2)) | "ij,jk", X, X; "i", X; "ij->k", X; "ij->ii", X; "ij,jk", X; "ii", X;
-        "i,i", V, A(2)
+        "ij,jk->ki", X, np.ones((3, 2)) | "{i/ij->k/ij->ii/ij,jk/ii}", X; "ij,jk", X, X; "i,i", V, A(2)
     # Linear algebra.
     linalg.inv linalg.det linalg.slogdet: M | MM; matrix(2, 1, 2, 2); matrix(1, 1) | X; V; N
     linalg.solve: M, A(3, 2); M, V | MM, A(2, 3, 2); !MM, A(3, 2); !M, A(2, 3, 2); MM, V; M, [1, 2, 3]; a=M, b=V;
@@ -501,8 +493,7 @@ CATALOGUE = table("""
         X, {"fro"/-1/inf/-inf/2/-2/"nuc"/np.float64(2)}; N, {None/"fro"/1/-1/inf}, {(0, 1)/(-1, 0)};
         N, {2/-2/"nuc"}, (2, 0); x=N, ord=1, axis=1, keepdims=True; N, "fro", (0, 2), True; N, 1, (2, 1), keepdims=True;
         N, axis=(1,), keepdims=True; X, axis=None, keepdims=True; N, "nuc", (0, -1), True; A(3, 2), -2, keepdims=True |
-        V, "fro"; N, "fro"; N, 1; X, "nonsense"; X, 3; V, axis=1; N, axis=(0, 1, 2); X, None, (0, 0); N, axis=(0, 3);
-        X, "fro", 0
+        {V/N}, "fro"; N, 1; X, {"nonsense"/3/None, (0, 0)/"fro", 0}; V, axis=1; N, axis={(0, 1, 2)/(0, 3)}
     # Functions of this file.
     astype: X, float | S, np.float64
 """)
