@@ -320,7 +320,7 @@ CATALOGUE = table("""
     >= 2.1.0 clip: X, min=-0.9; X, max=above_1(3) | X, min=inside(2, 1), max=1.1
     nan_to_num: | X, nan=1.0; X, posinf=2.0, neginf=-3.0; S, nan=2
     ldexp: X, 2 | S, np.array([1, -2]); A(2, 1), np.array([0, 3, -1], np.int8); V, -3
-    sum mean max min prod var std ptp median average nansum nanmean nanvar nanstd nanmax nanmin: X;
+    sum mean max min prod var std ptp median average nansum nanmean nanvar nanstd nanmax nanmin amax amin: X;
         X, axis=0, keepdims=False; X, axis=-1, keepdims=True; N, axis=(0, -1) | {S/A(4)}; S, axis=(); A(4), axis=0;
         X, keepdims=True; X, axis={(1,)/()}; X, axis={(0, 1)/()}, keepdims=True; N, axis=(-1, 0), keepdims=True;
         N, axis=(0, 2, 1); A(1, 3), axis=0 | X, 2; X, axis={-3/5/(0, 0)}; S, 3
@@ -333,7 +333,6 @@ CATALOGUE = table("""
         X{/, 0}, where=MASK, initial=np.float32(n); N, (1, 2), where=MASK[..., None], initial=np.float32(n);
         N, -1, where=MASK[..., None] < 2, initial=np.float32(n);
         X, axis=(0, -1), where=MASK[:, :1], keepdims=True, initial=np.float32(n) | A(0)
-    amax amin: X; X, 0 | X, axis=-1, keepdims=True
     var std nanvar nanstd: X, axis=0, ddof=1 | X, axis=1, ddof=1; X, ddof=0.5; N, (0, -1), ddof=1, keepdims=True
     nansum nanmean nanmax nanmin nanvar nanstd: | W{/, 0}; W, {1/-1}, keepdims=True
     median: | A(5); A(2, 5), axis=1; A(3, 3), 0
@@ -528,6 +527,8 @@ FUNCTIONS = sorted(get_overridable_numpy_array_functions() | get_overridable_num
 MADE = [inspect.getclosurevars(f).nonlocals.get("row") for f in vars(tinygrad_lite).values() if inspect.isfunction(f)]
 # The rows as they are before any test adds some, and those that defvjp made.
 ROWS = tinygrad_lite._table | {row.function: row for row in MADE if isinstance(row, tinygrad_lite._Function)}
+# Within, nodes forget at any size the arrays that their rules do not read.
+forgetful = functools.partial(mock.patch.object, tinygrad_lite, "_LARGE", 0)
 
 
 def params(catalogue: Any) -> list[Any]:
@@ -604,11 +605,6 @@ def of_second_engine(name: str, call: Call, arrays: list[Any]) -> list[Any] | No
     return None
 
 
-def forgetful() -> Any:
-    """Within, nodes forget at any size the arrays that their rules do not read."""
-    return mock.patch.object(tinygrad_lite, "_LARGE", 0)
-
-
 def check(name: str, call: Call, seed: int = 0) -> None:
     """A call on Tensors is NumPy's; first order agrees with central differences and the second engine; second order,
     along a random direction, with central differences; and no rule reads an array that may be forgotten."""
@@ -645,8 +641,7 @@ def check(name: str, call: Call, seed: int = 0) -> None:
 def nodes_of(*tensors: Any) -> list[Any]:
     """The nodes (order, row, parents, values, out, options) of the graphs that the Tensors come from."""
     found, waiting = {}, [t._node for t in tensors]
-    while waiting:
-        node = waiting.pop()
+    for node in waiting:  # and for those that are added
         if node is not None and node[0] not in found:
             found[node[0]] = node
             waiting.extend(node[2] if node[1] else ())
@@ -672,12 +667,6 @@ def imported(source: str) -> Any:
     module.__file__ = "cut_off.py"
     exec(compile(source, module.__file__, "exec"), vars(module))
     return module
-
-
-@pytest.fixture
-def another_engine() -> Any:
-    """The file once more, for a test that replaces rules of NumPy's functions."""
-    return imported(SOURCE)
 
 
 def lines_of_code(source: str) -> int:
@@ -1002,13 +991,11 @@ def test_rules_of_ones_own_get_arrays_as_like_new_whatever_comes_after_them(afte
 
 
 def test_a_function_with_a_rule_that_fails_is_called_once_and_errors_of_a_programs_own_stay_what_they_are():
-    calls = []
-
     def no(x, error=ValueError("no")):  # noqa: B008
         calls.append(x)
         raise error
 
-    function, x = defvjp(no, lambda g, out, x, error=None: g), leaf([1.0, 2.0])
+    calls, function, x = [], defvjp(no, lambda g, out, x, error=None: g), leaf([1.0, 2.0])
     for args, options, error, message in (
         ((x,), {}, ValueError, r"no of shapes \(2,\): no$"),
         ((x,), {"error": json.JSONDecodeError("no", "", 3)}, json.JSONDecodeError, r"^no: line 1 column 4"),
@@ -1044,16 +1031,17 @@ def test_no_grad_is_for_one_thread_nests_ends_and_decorates():
 def test_threads_differentiate_functions_and_join_ever_more_arrays_at_the_same_time():
     def work(n: int) -> None:
         results[n] = [grad(grad(lambda x: x**4 * n))(float(k)).item() for k in range(50)]
-        for count in (2, 12, 3, 25, 4):
+        for count in counts:
             leaves = [leaf(np.ones(20_000)) for _ in range(count)]
             np.concatenate(leaves).sum().backward()
             np.einsum(",".join(["i"] * count) + "->", *leaves).backward()
             results[n].append(sum([t.grad.sum() for t in leaves]))
 
-    results: dict[int, Any] = {}
+    results, counts = {}, (2, 12, 3, 25, 4)
     in_threads(work, 4)
-    sums = [40_000 * count for count in (2, 12, 3, 25, 4)]
-    assert results == {n: [12.0 * k * k * n for k in range(50)] + sums for n in range(4)}
+    assert results == {
+        n: [12.0 * k * k * n for k in range(50)] + [40_000 * count for count in counts] for n in range(4)
+    }
 
 
 def test_threads_that_come_to_the_same_leaf_lose_nothing():
@@ -1063,36 +1051,27 @@ def test_threads_that_come_to_the_same_leaf_lose_nothing():
     np.testing.assert_array_equal(x.grad, np.full(20_000, sum(range(800))))
 
 
+@pytest.mark.parametrize("within", [contextlib.nullcontext, no_grad])
 @pytest.mark.parametrize(("f", "orders"), [(lambda x, xp: xp.sin(x) * x**4, 4), (lambda x, xp: x**2, 3)])
-def test_create_graph_gives_derivatives_of_any_order_at_the_values_that_forward_saw(f, orders):
+def test_create_graph_gives_derivatives_of_any_order_at_the_values_that_forward_saw_also_in_no_grad(f, orders, within):
     x, expected = leaf(2.0), lambda x: f(x, anp)
     y = f(x, np)
     x.data = 100.0
     for _ in range(orders):
-        y.backward(create_graph=True)
+        with within():
+            y.backward(create_graph=True)
         y, x.grad = x.grad, None
         expected = autograd.grad(expected)
         assert isinstance(y, Tensor)
         assert y.item() == pytest.approx(expected(2.0), rel=1e-12, abs=0)
 
 
-@pytest.mark.parametrize("within", [contextlib.nullcontext, no_grad])
-def test_backward_with_create_graph_takes_a_tensor_as_gradient_and_records_within_no_grad(within):
+def test_backward_with_create_graph_takes_a_tensor_as_gradient():
     x, u = leaf([1.0, 2.0]), leaf([1.0, 1.0])
-    y = x**3
-    with within():
-        y.backward(u, create_graph=True)
+    (x**3).backward(u, create_graph=True)
     g, x.grad = x.grad, None
     (g @ np.array([1.0, 10.0])).backward()
     np.testing.assert_array_equal([u.grad, x.grad], [[3.0, 120.0], [6.0, 120.0]])
-
-
-def test_an_error_in_backward_leaves_all_gradients_as_they_were():
-    x, y = leaf(1.0), leaf(1.0)
-    z = defvjp(lambda x: x + 0, lambda *_: 1 / 0)(x * 1) + y
-    with pytest.raises(ZeroDivisionError):
-        z.backward()
-    assert (x.grad, y.grad) == (None, None)
 
 
 # --- Tensor -----------------------------------------------------------------------------------------------------------
@@ -1119,15 +1098,11 @@ def test_arrays_are_not_copied_and_changes_in_place_are_seen(x):
     np.testing.assert_array_equal(t.grad, 2 * x)
 
 
-def test_data_can_be_replaced_and_keeps_shape_and_dtype():
-    t = leaf([1.0, 2.0], np.float32)
+def test_data_and_grad_can_be_set_and_are_cast_and_the_gradient_is_copied():
+    t, u = leaf([1.0, 2.0], np.float32), Tensor([1.0, 2.0])
     for data in (np.array([3.0, 4.0]), [5, 6]):
         t.data = data
         np.testing.assert_array_equal(t.data, np.float32(data), strict=True)
-
-
-def test_grad_can_be_set_and_is_cast_and_copied():
-    t, u = leaf([1.0, 2.0], np.float32), Tensor([1.0, 2.0])
     for gradient in ([1, 2], u):
         t.grad = gradient
         t.sum().backward()
@@ -1204,9 +1179,8 @@ def test_a_tensor_never_holds_a_pandas_object(expression):
 
 T, LARGE = leaf([1.0, 2.0]), np.linspace(0.5, 2, 20_000)
 FACTS = calls("""
-    format(leaf(3.14159), ".2f") == "3.14"; format(leaf(2.0)) == "2.0"; len(T) == 2
-    repr(leaf(2.0)) == "Tensor(2., requires_grad=True)"; str(Tensor([1, 2])) == "Tensor([1, 2])"
-    repr(Tensor([1.0, 2.0], dtype=np.float32)) == "Tensor([1., 2.], dtype=float32)"; format(T, "") == str(T)
+    format(leaf(3.14159), ".2f") == "3.14"; format(leaf(2.0)) == "2.0"; len(T) == 2; format(T, "") == str(T)
+    repr(leaf(2.0)) == "Tensor(2., requires_grad=True)"; str(Tensor([1, 2], dtype=float)) == "Tensor([1., 2.])"
     float(Tensor(2.5)) == 2.5; int(Tensor(2.5)) == 2; math.exp(Tensor(0.0)) == 1.0; leaf([[2.5]]).item() == 2.5
     bool(leaf(0.0)) is False; np.asarray(Tensor([1.0, 2.0])).tolist() == [1.0, 2.0]
     np.array(Tensor([1.0, 2.0]), dtype=np.float32).dtype == np.float32
@@ -1241,7 +1215,6 @@ def test_what_is_written_here_of_tensors_in_python_and_numpy_holds(fact):
     assert eval(fact)
 
 
-READ = "{g * _x/g * len(_x)/g * _x[0]/g * _x.sum()/g * np.sum(_x)/[*_x]}"  # of an array that is not kept
 WRONG: list[tuple[Any, str, str]] = [
     (ValueError, r"\.data must have the shape \(2,\) of the Tensor, not \(3,\)", "setattr(T, 'data', np.zeros(3))"),
     (ValueError, r"\.grad must have the shape \(2,\) of the Tensor, not \(3,\)", "setattr(T, 'grad', np.zeros(3))"),
@@ -1249,31 +1222,31 @@ WRONG: list[tuple[Any, str, str]] = [
     (ValueError, "leaves", "setattr({T * 2/Tensor([1.0, 2.0])}, 'grad', np.zeros(2))"),
     (ValueError, "axis", "{Tensor/leaf}(0.0).{sum/mean/max/min/prod/var/std}(axis=3)"
      "; {Tensor/leaf}(ONES).{sum/mean/max/min/prod/var/std}(axis={5/-3/(0, 0)})"),
+    (ZeroDivisionError, "by zero", "(defvjp(lambda x: x + 0, lambda *_: 1 / 0)(T * 1) + T).sum().backward()"),
     (TypeError, "no derivative rule for argument 0", "defvjp(lambda x, y=2.0: x * y, None, lambda g, *_, y=2.0: g)(T)"),
     (TypeError, "no derivative rule for argument 1", "defvjp(lambda x, y: x + y, lambda g, *_: g)(1.0, T)"),
     ((TypeError, AttributeError), r"_Unread|reads \.sum of a parameter whose name",
-     f"defvjp(lambda x: x * 2.0, lambda g, out, _x: {READ})(leaf(np.ones(20_000))).sum().backward()"),
-    *[(ValueError, re.escape(f"returned shape {returned} for an argument of {shape}"),
-       f"defvjp(lambda x: x * 2, lambda g, *_: np.zeros({returned}))(leaf(np.zeros({shape}))).sum().backward()")
-      for shape, returned in (((0, 3), (0, 5)), ((0, 5), (0, 3)), ((0, 0, 3), (0, 2, 3)), ((3,), ()), ((2,), (3,)),
-                              ((2,), (5, 2)))],
+     "defvjp(lambda x: x * 2.0, lambda g, out, _x: {g * _x/g * len(_x)/g * _x[0]/g * _x.sum()/g * np.sum(_x)/[*_x]})"
+     "(leaf(np.ones(20_000))).sum().backward()"),
+    *[(ValueError, re.escape(f"returned shape {g} for an argument of {x}"),
+       f"defvjp(lambda x: x * 2, lambda g, *_: np.zeros({g}))(leaf(np.zeros({x}))).sum().backward()") for x, g in
+      [((0, 3), (0, 5)), ((0, 5), (0, 3)), ((0, 0, 3), (0, 2, 3)), ((3,), ()), ((2,), (3,)), ((2,), (5, 2))]],
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("error", "match", "text"), [(*row[:2], text) for row in WRONG for text in calls(row[2])])
-def test_what_tensors_and_rules_refuse_is_named_and_changes_nothing(error, match, text):
+def test_an_error_names_what_tensors_and_rules_refuse_and_leaves_data_and_gradients_as_they_were(error, match, text):
     with pytest.raises(error, match=match):
         eval(text)
     assert (T.data.tolist(), T.grad) == ([1.0, 2.0], None)
 
 
 @pytest.mark.parametrize(
-    "x", [np.arange(3000.0), np.ones((2000, 2)), np.array(2.5), np.array([1.0, 2.0]), np.arange(4).reshape(2, 2)]
+    "x", [np.arange(3000.0), np.ones((2000, 2)), np.array(2.5), np.float32([1, 2]), np.arange(4).reshape(2, 2)]
 )
 def test_tensor_shows_itself_as_numpy_does(x):
     shown = repr(x).replace("\n      ", "\n       ")  # Tensor is one letter longer than array
     assert repr(Tensor(x)) == re.sub(r",\s+shape=.*\)", ")", shown).replace("array", "Tensor")
-    assert ("..." in repr(Tensor(x))) == (x.size > 1000)
 
 
 class Named(Tensor):
@@ -1297,9 +1270,8 @@ def test_leaves_also_those_of_derived_classes_can_be_copied_and_pickled(make):
     pickled = [pickle.loads(pickle.dumps(t, protocol)) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)]
     for other in (copy.copy(t), copy.deepcopy(t), *pickled):
         assert (type(other), getattr(other, "name", "none")) == (type(t), getattr(t, "name", "none"))
-        np.testing.assert_array_equal(other.grad, [2.0, 2.0])
         (other * t.detach()).sum().backward()
-        np.testing.assert_array_equal(other.grad, [5.0, 6.0])
+        np.testing.assert_array_equal(other.grad, [2.0 + 3.0, 2.0 + 4.0])
         SGD([other], lr=1.0).step()
         np.testing.assert_array_equal([other.data, t.data, t.grad], [[-2.0, -2.0], [3.0, 4.0], [2.0, 2.0]])
     constant = copy.deepcopy(t.detach())
@@ -1307,16 +1279,6 @@ def test_leaves_also_those_of_derived_classes_can_be_copied_and_pickled(make):
     constant.requires_grad = True
     constant.sum().backward()
     np.testing.assert_array_equal(constant.grad, [1.0, 1.0])
-
-
-def test_operators_have_no_rule_beside_that_of_their_ufunc(another_engine):
-    another_engine.defvjp(np.add, lambda g, out, x, y: g)
-    y = another_engine.Tensor(1.0, requires_grad=True)
-    for call in (lambda: 1 + y, lambda: np.add(1, y), lambda: y + y):
-        with pytest.raises(TypeError, match=r"np\.add has no derivative rule for argument 1"):
-            call()
-    (y + 1).backward()
-    assert y.grad == 1.0
 
 
 def test_of_a_python_function_each_defvjp_makes_one_with_its_own_rule():
@@ -1329,11 +1291,11 @@ def test_of_a_python_function_each_defvjp_makes_one_with_its_own_rule():
         assert grad(f)(3.0) == jit(grad(f))(3.0) == slope
 
 
-def test_of_a_ufunc_defvjp_replaces_the_rule_and_the_old_one_goes(another_engine):
+def test_of_a_ufunc_defvjp_replaces_the_rule_also_for_operators_and_the_old_one_goes():
     def rule(factor):
         return lambda g, out, x: shapes.append(g.shape) or g * factor[0] * np.cosh(x)
 
-    shapes, rules, x = [], [], np.linspace(-3, 3, 6).reshape(2, 3)
+    another_engine, shapes, rules, x = imported(SOURCE), [], [], np.linspace(-3, 3, 6).reshape(2, 3)
     for factor in (1, 2, 3):
         new = rule(np.array([factor]))
         assert another_engine.defvjp(np.sinh, new) is np.sinh
@@ -1343,6 +1305,13 @@ def test_of_a_ufunc_defvjp_replaces_the_rule_and_the_old_one_goes(another_engine
     gc.collect()
     assert (shapes, [rule() for rule in rules]) == ([(2, 3)] * 3, [None, None, new])
     assert grad(np.sinh)(0.0) == 1.0
+    another_engine.defvjp(np.add, lambda g, out, x, y: g)
+    y = another_engine.Tensor(1.0, requires_grad=True)
+    for call in (lambda: 1 + y, lambda: np.add(1, y), lambda: y + y):
+        with pytest.raises(TypeError, match=r"np\.add has no derivative rule for argument 1"):
+            call()
+    (y + 1).backward()
+    assert y.grad == 1.0
 
 
 @pytest.mark.parametrize("square", [lambda x: float(x) ** 2, lambda x: math.pow(x, 2), lambda x: np.square(x).item()])
@@ -1389,8 +1358,7 @@ def test_functions_with_rules_their_arrays_and_their_rules_go_with_those_who_hol
 @pytest.mark.parametrize("data", [np.uint8([0, 5]), np.array([True, False]), [1.0, -2.0], np.int64(3)], ids=repr)
 def test_functions_of_integers_booleans_and_lists(data):
     expected = 1 / (1 + np.exp(-np.asarray(data, float)))
-    np.testing.assert_allclose(sigmoid(data), expected, rtol=1e-3)
-    np.testing.assert_allclose(sigmoid(Tensor(data)).data, expected, rtol=1e-3)
+    np.testing.assert_allclose([sigmoid(data), sigmoid(Tensor(data)).data], [expected, expected], rtol=1e-3)
     np.testing.assert_array_equal(relu(data), np.maximum(data, 0))
 
 
@@ -1437,8 +1405,7 @@ def test_functions_of_python_floats_and_beside_them_have_the_dtype_of_numpy(expr
 
     expected = np.asarray(total(x))
     for found in (value_and_grad(total)(x)[0], jit(total)(x), jit(value_and_grad(total))(x)[0]):
-        np.testing.assert_allclose(found, expected, rtol=1e-6)
-        assert found.dtype == expected.dtype
+        np.testing.assert_allclose(found, expected, rtol=1e-6, strict=True)
 
 
 # --- Cost -------------------------------------------------------------------------------------------------------------
