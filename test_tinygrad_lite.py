@@ -329,9 +329,8 @@ CATALOGUE = table("""
         !N, (1, 2), where=MASK[..., None]; N, -1, keepdims=True, where=MASK[..., None] < 2
     sum: | X, initial=2.5; !X, 0, where=MASK, initial=np.float32(1); A(0, 2), initial=3
     sum prod: | A(0, 2){/, axis=0}
-    max min: | A(0, 2), 1, initial=2; A(0, 2), 0, initial=-1.5; X, 1, initial=n;
-        X{/, 0}, where=MASK, initial=np.float32(n); N, (1, 2), where=MASK[..., None], initial=np.float32(n);
-        N, -1, where=MASK[..., None] < 2, initial=np.float32(n);
+    max min: | A(0, 2), {1, initial=2/0, initial=-1.5}; X, 1, initial=n; X{/, 0}, where=MASK, initial=np.float32(n);
+        N, {(1, 2), where=MASK[..., None]/-1, where=MASK[..., None] < 2}, initial=np.float32(n);
         X, axis=(0, -1), where=MASK[:, :1], keepdims=True, initial=np.float32(n) | A(0)
     var std nanvar nanstd: X, axis=0, ddof=1 | X, axis=1, ddof=1; X, ddof=0.5; N, (0, -1), ddof=1, keepdims=True
     nansum nanmean nanmax nanmin nanvar nanstd: | W{/, 0}; W, {1/-1}, keepdims=True
@@ -699,8 +698,7 @@ def test_heart_alone_does_the_example_of_micrograd():
     d += d * 2 + (b + a).relu()
     d += 3 * d + (b - a).relu()
     f = (c - d) ** 2
-    g = f / 2.0
-    g += 10.0 / f
+    g = f / 2.0 + 10.0 / f
     g.backward()
     # The numbers of https://github.com/karpathy/micrograd
     assert (f"{g.item():.4f}", f"{a.grad:.4f}", f"{b.grad:.4f}") == ("24.7041", "138.8338", "645.5773")
