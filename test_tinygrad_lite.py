@@ -1760,6 +1760,7 @@ OF_ROWS = """
     np.partition(x, 1); np.select([np.isnan(x), x > 1], [1.0, x], -x); np.convolve(x, [1.0, 0.0], "same")
     np.max(x, where=[True, False, True, True], initial=0.5); np.sum(x, where=x > 1, initial=1); np.mean(x, where=x < 1)
     np.{var/std/mean}(x[:0]); np.{var/std/mean}(x[:0].reshape(0, 3), 0); np.linalg.norm(x, {0/0.5/1/1.5/2/3/-1/-2/inf})
+    np.tril(np.linalg.qr(x.reshape(2, 2)).R, -1)
     """
 
 
@@ -2141,6 +2142,9 @@ CONVENTIONS = """
     np.clip([-2, 0.5, 3], -1, t) at [1, 1, 1]: [0, 0, 1]; np.clip([0, 9], t, 1) at 5: 0; np.clip([2, 3], 0, t) at 0: 2
     np.clip([1, 2], 3, t) at 1: 2; np.array([0, 0, 2]) ** t at [2, 0, 3]: [0, 0, 8 * math.log(2)]
     t ** np.array([2, 0, 3]) at [0, 0, 2]: [0, 0, 12]; np.clip([-1, 2], t, 3) at -1: 0; np.clip([3, 1], 0, t) at 3: 0
+    grad(grad(lambda x: x**t))(2.0) at 0: -0.25; grad(grad(lambda x: x**t))(2.0) at 1: 0.5
+    np.linalg.{eigvalsh(t)/svd(t)[1]} ** 3 at 2 * np.eye(3): 12 * np.eye(3); np.linalg.norm(t, "nuc") at np.eye(3): t
+    np.linalg.norm(t, 2) at np.eye(3): t / 3; np.linalg.norm(t * np.ones((3, 2)), "nuc") at 1: 6**0.5
     """
 # Where NumPy warns, as of infinite slopes, with gradients as in PyTorch and as the README says.
 WARNED = calls("""
@@ -2177,7 +2181,7 @@ def sides(said: str) -> tuple[Any, Any, Any]:
 def test_convention(said):
     f, t, expected = sides(said)
     with np.errstate(all="ignore") if said in WARNED else contextlib.nullcontext():
-        np.testing.assert_allclose(grads(f, t)[1][0], expected, rtol=1e-12)
+        np.testing.assert_allclose(grads(f, t)[1][0], expected, rtol=1e-13)
 
 
 @pytest.mark.parametrize("said", calls(HESSIANS))
@@ -2271,7 +2275,10 @@ SLOPES = {  # with closed forms, for numbers of much larger exponents
         np.log10(x): 1 / x / np.log(np.longdouble(10)); np.log1p(x): 1 / (1 + x); x**1.5: 1.5 * np.sqrt(x)
         """,
     "inside": "np.arcsin(x): 1 / np.sqrt((1 - x) * (1 + x)); np.arctanh(x): 1 / ((1 - x) * (1 + x))",
-    "above 1": "np.arccosh(x): 1 / np.sqrt(x - 1) / np.sqrt(x + 1)",
+    "above 1": """
+        np.arccosh(x): 1 / np.sqrt(x - 1) / np.sqrt(x + 1)
+        400 * (np.hypot(x, 400) - 500): 400 * x / np.hypot(x, 400 + 0 * x)
+        """,
     "any": """
         np.cbrt(x): 1 / (3 * np.cbrt(x) ** 2); np.tan(x): 1 + np.tan(x) ** 2; np.arctan(x): 1 / (1 + x * x)
         np.arcsinh(x): 1 / np.sqrt(1 + x * x); np.square(x): 2 * x; np.reciprocal(x): -1 / x / x; x**3: 3 * x * x
@@ -2297,12 +2304,6 @@ def test_slopes_are_right_at_every_magnitude_of_a_dtype(domain, said, dtype):
     assert (g[np.abs(expected) > 2 * limits.smallest_subnormal] != 0).all()
 
 
-def test_hypot_of_large_numbers_with_a_large_gradient_does_not_overflow_before_the_result():
-    t = leaf([300, 400], np.float16)
-    np.hypot(t[0], t[1]).backward(np.float16(400))
-    np.testing.assert_allclose(t.grad, [240, 320], rtol=1e-3)
-
-
 @pytest.mark.parametrize("weights", [[1.0, -1.0], [0.0, 0.0], [[1.0, 2.0], [3.0, -3.0]]])
 def test_averages_with_weights_of_no_sum_are_an_error_as_in_numpy(weights):
     x, w = np.ones(np.shape(weights)), np.array(weights)
@@ -2315,16 +2316,10 @@ def test_averages_with_weights_of_no_sum_are_an_error_as_in_numpy(weights):
             g(x, w)
 
 
-def test_powers_at_exponent_zero_have_mixed_derivatives():
-    by_y, by_x = (lambda f: grad(lambda y: f(2.0, y))), (lambda f: lambda x, y: grad(lambda x: f(x, y))(x))
-    assert by_y(by_x(by_x(operator.pow)))(1.0) == 0.5
-    assert by_y(by_x(by_x(operator.pow)))(0.0) == -0.25
+OF_SYMMETRIC = "2 * np.log(np.diag(np.linalg.cholesky(a))); np.log(np.linalg.{eigh(a)[0]/eigvalsh(a)})"
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["2 * np.log(np.diag(np.linalg.cholesky(a)))", "np.log(np.linalg.eigh(a)[0])", "np.log(np.linalg.eigvalsh(a))"],
-)
+@pytest.mark.parametrize("text", calls(OF_SYMMETRIC))
 def test_gradients_by_a_symmetric_matrix_are_those_of_the_closed_form_in_the_triangle_that_is_read(text):
     log_det, a = eval(f"lambda a: np.sum({text})", {"np": np}), CATALOGUE["linalg.inv"][0].draw()[0]
     a = a @ a.T
@@ -2348,11 +2343,6 @@ def test_of_equal_eigenvalues_functions_of_the_values_are_exact_and_those_of_the
         values, vectors = np.linalg.eigh((a + a.T) / 2)
         return np.sum(vectors * np.sqrt(values) @ vectors.T * weights)
 
-    np.testing.assert_array_equal(grad(lambda a: np.sum(np.linalg.eigvalsh(a) ** 3))(2 * eye), 12 * eye)
-    np.testing.assert_array_equal(grad(lambda a: np.sum(np.linalg.svd(a)[1] ** 3))(2 * eye), 12 * eye)
-    np.testing.assert_array_equal(grad(lambda a: np.linalg.norm(a, "nuc"))(eye), eye)
-    np.testing.assert_allclose(grad(lambda a: np.linalg.norm(a, 2))(eye), eye / 3)  # in equal shares, as of max
-    np.testing.assert_allclose(grad(lambda a: np.linalg.norm(a[:, :2], "nuc"))(np.ones((3, 3))).sum(), 6**0.5)
     distinct, expected = np.diag([1.0, 4.0, 9.0]), (weights + weights.T) / 2 / np.add.outer([1, 2, 3], [1, 2, 3])
     np.testing.assert_allclose(grad(root)(distinct), expected)
     with np.errstate(all="ignore"):
@@ -2395,11 +2385,6 @@ def test_least_squares_leave_out_singular_values_below_numpys_bound_and_no_other
     assert out[2] == plain[2] == rank
     np.testing.assert_allclose(out[0].data, plain[0], rtol=1e-9)
     np.testing.assert_allclose(out[0].data, [1, 2 / small if rank == 2 else 0], rtol=1e-9)
-
-
-def test_the_right_factor_of_qr_is_0_below_the_diagonal():
-    r = np.linalg.qr(leaf(np.random.default_rng(0).normal(size=(5, 5)))).R.data
-    np.testing.assert_array_equal(np.tril(r, -1), 0.0)
 
 
 # --- Arrays of other libraries ----------------------------------------------------------------------------------------
