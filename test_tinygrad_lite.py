@@ -2445,17 +2445,14 @@ class Box(np.lib.mixins.NDArrayOperatorsMixin):
         self.array[unboxed(index)] = unboxed(value)
 
 
-def computed(tree: Any) -> Any:
-    """NumPy arrays of everything in a structure of arrays and Tensors, Dask's all in one go."""
-    return unboxed(dask.compute(tree_map(data_of, tree), scheduler="sync")[0])
-
-
 def check_close(found: Any, expected: Any, rtol: float = 1e-10) -> None:
-    for x, y in zip(computed([*found]), computed([*expected]), strict=True):
-        if not isinstance(y, (np.ndarray, np.generic)):
-            assert x == y
-        else:
+    """The same in NumPy's arrays, for which Dask's are all computed in one go."""
+    computed = [dask.compute(tree_map(data_of, [*xs]), scheduler="sync")[0] for xs in (found, expected)]
+    for x, y in zip(*unboxed(computed), strict=True):
+        if isinstance(y, (np.ndarray, np.generic)):
             np.testing.assert_allclose(x, y, rtol=rtol, atol=1e-12, strict=True)
+        else:
+            assert x == y
 
 
 # --- Every function of the table --------------------------------------------------------------------------------------
@@ -2465,7 +2462,7 @@ RNG = np.random.default_rng(0)
 SIZES = {"x": (5, 4), "y": (5, 4), "row": (4,), "col": (5, 1), "z": (), "c": (2, 3, 4), "w": (4, 3)}
 LEAVES = {name: RNG.normal(size=shape) for name, shape in SIZES.items()}
 PLAIN: dict[str, Any] = {"N": RNG.normal(size=(5, 4)), "W": RNG.normal(size=(4, 3)), "np": np}
-PLAIN["M"] = PLAIN["N"] > 0
+PLAIN |= {"M": PLAIN["N"] > 0, "D": da.from_array(PLAIN["N"] > 0, 2), "Tensor": Tensor}
 
 
 def as_numpy(x: Any, place: int = 0) -> Any:
@@ -2500,11 +2497,22 @@ LAZY_CALLS = """
     x.T; N + x - 1 / (2.0**x + 1); -abs(x) * N; x**3 % 7; N.T @ x @ W; M ^ (x > 0) & ~(y > row); c @ row
     row @ w + row @ row
     """
-# ... and these are errors, at the latest of backward.
-REFUSED_CALLS = """
-    x[[0, 2, 2]]; x[:, [1, 1]]; x[[0, 1], [2, 3]]; x[M]; x[x > 0]; x[M[:, 0]]; x.reshape(4, 5)
-    np.linalg.inv(np.stack([x[:4], y[:4]])); np.einsum('ij', x, out=N); np.sum(x, out=N)
+# ... also those of integers, which never have gradients ...
+LAZY_CALLS_OF_INTEGERS = """
+    np.{fabs/square/reciprocal/deg2rad/var/ptp/copy}((9 * x).astype(int) | 1); np.fmax((x > 0) - 3, (9 * y).astype(int))
     """
+# ... and these are errors, which say so, or are one at the latest of backward.
+REFUSED_CALLS = {
+    None: """
+        x[[0, 2, 2]]; x[:, [1, 1]]; x[[0, 1], [2, 3]]; x[M]; x[x > 0]; x[M[:, 0]]; x.reshape(4, 5)
+        np.linalg.inv(np.stack([x[:4], y[:4]])); np.einsum('ij', x, out=N); np.sum(x, out=N)
+        """,
+    "would fetch whole arrays to this machine": "np.{sort/median}(x); np.linalg.{det/slogdet}(x[:4])",
+    "on this machine|would fetch": """
+        Tensor(N, {0/1})[D]; Tensor(N, {0/1})[Tensor(D)]; Tensor(N, {0/1})[D[0, 0].astype(int)]
+        np.{take/repeat}(Tensor(N[0], {0/1}), D[0].astype(int)); np.take_along_axis(Tensor(N, {0/1}), D.astype(int), 0)
+        """,
+}
 REFUSALS = (TypeError, NotImplementedError, ValueError, AttributeError)  # the last one Dask's own, of solve
 
 
@@ -2606,7 +2614,7 @@ def test_gradients_of_numpy_leaves_are_lazy_where_dask_arrays_come_later_or_the_
 
 
 @pytest.mark.parametrize("kind", [as_dask, as_box])
-@pytest.mark.parametrize("text", shared_out(calls(LAZY_CALLS)))
+@pytest.mark.parametrize("text", shared_out(calls(LAZY_CALLS + LAZY_CALLS_OF_INTEGERS)))
 def test_methods_and_longer_expressions_stay_lazy(text, kind):
     check_lazy(of_leaves(text), kind)
 
@@ -2624,57 +2632,22 @@ def test_what_swallows_a_tensor_or_needs_numpys_arrays_is_an_error_and_no_gradie
     assert dask.compute(fast(w, X)) == (2.0,)
 
 
-@pytest.mark.parametrize("text", calls(REFUSED_CALLS))
-def test_what_dask_cannot_do_lazily_is_an_error(text):
-    with nothing_is_fetched(), pytest.raises(REFUSALS):
-        results(of_leaves(text), as_dask)
-    with nothing_is_fetched(), contextlib.suppress(*REFUSALS):
-        results(of_leaves(text), as_dask, requires_grad=False)
-
-
-@pytest.mark.parametrize("name", ["sort", "median", "linalg.det", "linalg.slogdet"])
 @pytest.mark.parametrize("requires_grad", [False, True])
-def test_where_dask_would_fetch_everything_the_error_names_the_function_and_says_so(name, requires_grad):
-    case = of_any_library(name, EVERYWHERE[name][0])
-    with nothing_is_fetched(), pytest.raises(TypeError, match=r"would fetch whole arrays to this machine"):
-        results(case, as_dask, requires_grad)
-    with warnings.catch_warnings(action="ignore"), pytest.raises(TypeError, match=r"would fetch whole arrays"):
-        results(case, as_dask, requires_grad)  # also where Dask could fetch, and only warns
+@pytest.mark.parametrize(("match", "text"), [(m, text) for m in REFUSED_CALLS for text in calls(REFUSED_CALLS[m])])
+def test_what_dask_cannot_do_lazily_is_an_error_that_says_so(match, text, requires_grad):
+    may_work, error = not match and not requires_grad, TypeError if match else REFUSALS
+    fetching, only_warning = nothing_is_fetched(), warnings.catch_warnings(action="ignore")
+    for where in (fetching, only_warning):
+        with where, contextlib.suppress(*REFUSALS) if may_work else pytest.raises(error, match=match):
+            results(of_leaves(text), as_dask, requires_grad)
 
 
-@pytest.mark.parametrize("requires_grad", [False, True])
-@pytest.mark.parametrize(
-    "text",
-    calls("""
-        t[d > 0]; t[Tensor(d > 0)]; t[d[0, 0].astype(int)]; np.take(t, d.astype(int)); np.repeat(t[0], d[0].astype(int))
-        np.take_along_axis(t, d.astype(int), 0)
-    """),
-)
-def test_dask_arrays_are_not_fetched_to_work_on_a_numpy_tensor(text, requires_grad):
-    t, d = Tensor(np.ones((2, 2)), requires_grad), da.ones((2, 2))
-    with nothing_is_fetched(), pytest.raises(TypeError, match=r"on this machine|would fetch"):
-        eval(text, globals(), {"t": t, "d": d})
-
-
-@pytest.mark.parametrize("function", [np.fabs, np.square, np.reciprocal, np.fmax, np.deg2rad, np.var, np.ptp, np.copy])
-def test_integers_of_dask_without_gradients_are_treated_as_by_numpy(function):
-    x = np.arange(-6, 6).reshape(3, 4)
-    x[x == 0] = 9
-    arrays = (x, -x) if function is np.fmax else (x,)
-    with nothing_is_fetched():
-        out = function(*[Tensor(da.from_array(a, 2)) for a in arrays])
-    check_close([out], [function(*arrays)])
-
-
-def test_shapes_that_dask_does_not_know_are_errors_and_not_nan():
-    x = da.from_array(LEAVES["x"], 2)
-    part = x[x[:, 0] > 0]
-    w = Tensor(PLAIN["W"], requires_grad=True)
-    backward = (lambda y: np.var(y, 0).sum().backward(), lambda y: (y**2).mean().backward())
-    with nothing_is_fetched():
-        for f in (lambda _: np.prod(Tensor(part, requires_grad=True), 0).sum().backward(), *backward):
-            with pytest.raises(ValueError, match=r"nan|NaN"):
-                f(Tensor(part) @ w)
+@pytest.mark.parametrize("text", ["np.var(t @ w, 0).sum()", "((t @ w) ** 2).mean()", "np.prod(t, 0).sum()"])
+def test_shapes_that_dask_does_not_know_are_errors_and_not_nan(text):
+    x, w = da.from_array(LEAVES["x"], 2), leaf(PLAIN["W"])
+    t = Tensor(x[x[:, 0] > 0], requires_grad="prod" in text)
+    with nothing_is_fetched(), pytest.raises(ValueError, match=r"nan|NaN"):
+        eval(text, {"np": np, "t": t, "w": w}).backward()
     assert w.grad is None
 
 
@@ -2685,11 +2658,7 @@ def test_filters_of_warnings_are_as_before_after_threads_worked_with_other_array
             return super().__array_ufunc__(ufunc, method, *inputs, **options)
 
     before = [*warnings.filters]
-    threads = [threading.Thread(target=lambda: [np.exp(Tensor(Slow(np.ones(2)))) for _ in range(20)]) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(lambda _: [np.exp(Tensor(Slow(np.ones(2)))) for _ in range(20)], 4)
     assert warnings.filters == before
 
 
