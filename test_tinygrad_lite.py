@@ -1907,10 +1907,13 @@ def test_what_numpy_refuses_is_refused(name, call):
         pytest.fail(f"it gave {call.of(named(name), leaves_of(call.draw()))}")
 
 
-@pytest.mark.parametrize("name", CATALOGUE)
+NO_UFUNCS = [name for name in CATALOGUE if name not in OF_THIS_FILE and not isinstance(named(name), np.ufunc)]
+
+
+@pytest.mark.parametrize("name", NO_UFUNCS)
 def test_arguments_by_position_by_keyword_and_with_defaults_give_the_same(name):
     function, named_too = named(name), inspect.Parameter.POSITIONAL_OR_KEYWORD
-    for call in CATALOGUE[name] if not isinstance(function, np.ufunc) and name not in OF_THIS_FILE else ():
+    for call in CATALOGUE[name]:
         arrays, (args, options) = call.draw(), call.arguments
         try:
             bound = inspect.signature(function).bind(*args, **options)
@@ -2013,9 +2016,6 @@ def test_constants_are_numpys_and_carry_no_gradient(name):
             np.testing.assert_equal(tree_map(data_of, out), plain)
 
 
-# What is not in the table is refused, and so are the options that no rule sees.
-
-
 def refusal(function: Any) -> str:
     """The error of the first call whose arguments NumPy lets Tensors see, or what it gave instead of an error."""
     t, m = leaf([1.0, 2.0, 3.0]), leaf(np.eye(3))
@@ -2047,12 +2047,10 @@ def test_methods_and_options_of_ufuncs_are_refused_by_name(ufunc):
     t = leaf([1.0, 2.0, 3.0])
     methods = {"reduce": (t,), "accumulate": (t,), "outer": (t, t), "at": (t, [0], t), "reduceat": (t, [0])}
     name = rf"(np\.)?[\w.]*{ufunc.__name__.lstrip('_')}"
+    is_known = ufunc.nin == 2 and ufunc.nout == 1 and not ufunc.signature  # the others NumPy mostly has not
     for method, args in methods.items():
-        is_known = ufunc.nin == 2 and ufunc.nout == 1 and not ufunc.signature  # the others NumPy mostly has not
-        errors, match = (
-            (TypeError, rf"{name}\.{method} ") if is_known else ((TypeError, ValueError, RuntimeError), None)
-        )
-        with pytest.raises(errors, match=match):
+        errors = TypeError if is_known else (TypeError, ValueError, RuntimeError)
+        with pytest.raises(errors, match=rf"{name}\.{method} " if is_known else None):
             getattr(ufunc, method)(*args)
     out = (np.ones(3),) * ufunc.nout
     options = {"out": out, "casting": "unsafe", "order": "F", "dtype": np.float32, "subok": False}
@@ -2071,12 +2069,9 @@ UNTOLD = {"concatenate": ["out", "dtype", "casting"], "dot": ["out"], "einsum": 
 UNTOLD |= {"pad": ["constant_values"]}
 
 
-@pytest.mark.parametrize("name", [name for name in CATALOGUE if name not in OF_THIS_FILE])
+@pytest.mark.parametrize("name", NO_UFUNCS)
 def test_options_that_no_rule_sees_are_refused_or_right(name):
-    function = named(name)
-    if isinstance(function, np.ufunc):
-        return
-    call = next(call for call in CATALOGUE[name] if not call.arguments[1])
+    function, call = named(name), next(call for call in CATALOGUE[name] if not call.arguments[1])
     arrays, told = call.draw(), {*UNTOLD.get(name, ())}
     with contextlib.suppress(ValueError):  # of functions in C that do not tell their parameters
         told |= {*inspect.signature(function).parameters}
@@ -2121,11 +2116,7 @@ CONVENTIONS = """
     np.linalg.norm(t, {0.5/1/1.5/2/3/inf}) at [0, -4, 0]: [0, -1, 0]; np.nanstd(t) at [0, 0]: [0, 0]
     np.linalg.norm(t, {-1/-2}) at [0, 3, -4]: [0, 0, 0]; np.hypot(t[0], t[1]) at [0, 0]: [0, 0]
     np.linalg.matrix_power(t, 0) + t at [[0, 1], [2, 3]]: np.ones((2, 2))
-    np.nansum(t, 1) at [[1, nan, 4], [nan, 3, 3]]: [[1, 0, 1], [0, 1, 1]]
-    np.nanmean(t, 1) at [[1, nan, 4], [nan, 3, 3]]: [[0.5, 0, 0.5], [0, 0.5, 0.5]]
-    np.nanmax(t, 1) at [[1, nan, 4], [nan, 3, 3]]: [[0, 0, 1], [0, 0.5, 0.5]]
     np.nanmin(t, 1) at [[1, nan, 4], [nan, 3, 3]]: [[1, 0, 0], [0, 0.5, 0.5]]
-    np.nanvar(t, 1) at [[1, nan, 4], [nan, 3, 3]]: [[-1.5, 0, 1.5], [0, 0, 0]]
     np.nanstd(t, 1) at [[1, nan, 4], [nan, 3, 3]]: [[-0.5, 0, 0.5], [0, 0, 0]]
     np.sum(t, where=[True, True, False]) at [1, 5, nan]: [1, 1, 0]; np.sum(t, where=t > 2) at [1, 5, nan]: [0, 1, 0]
     np.mean(t, where=[True, True, False]) at [1, 5, nan]: [0.5, 0.5, 0]
@@ -2260,10 +2251,8 @@ SLOPES = {  # with closed forms, for numbers of much larger exponents
         np.log10(x): 1 / x / np.log(np.longdouble(10)); np.log1p(x): 1 / (1 + x); x**1.5: 1.5 * np.sqrt(x)
         """,
     "inside": "np.arcsin(x): 1 / np.sqrt((1 - x) * (1 + x)); np.arctanh(x): 1 / ((1 - x) * (1 + x))",
-    "above 1": """
-        np.arccosh(x): 1 / np.sqrt(x - 1) / np.sqrt(x + 1)
-        400 * (np.hypot(x, 400) - 500): 400 * x / np.hypot(x, 400 + 0 * x)
-        """,
+    "above 1": "np.arccosh(x): 1 / np.sqrt(x - 1) / np.sqrt(x + 1)"
+    "; 400 * (np.hypot(x, 400) - 500): x / np.hypot(x / 400, 1)",
     "any": """
         np.cbrt(x): 1 / (3 * np.cbrt(x) ** 2); np.tan(x): 1 + np.tan(x) ** 2; np.arctan(x): 1 / (1 + x * x)
         np.arcsinh(x): 1 / np.sqrt(1 + x * x); np.square(x): 2 * x; np.reciprocal(x): -1 / x / x; x**3: 3 * x * x
@@ -2325,9 +2314,8 @@ def test_of_equal_eigenvalues_functions_of_the_values_are_exact_and_those_of_the
     with np.errstate(all="ignore"):
         assert not np.isfinite(grad(root)(eye)).any()
         assert not np.isfinite(hessian(lambda a: np.sum(np.linalg.eigvalsh((a + a.T) / 2) ** 3))(eye)).any()
-        assert not np.isfinite(grad(lambda a: np.sum(np.linalg.svd(a)[0] * weights))(eye)).any()
-        null = grad(lambda a: np.sum(np.linalg.svd(a, full_matrices=False)[0] ** 3))(np.eye(3, 2) * [1, 0])
-        assert not np.isfinite(null).any()
+        for a in (eye, np.eye(3, 2) * [1, 0]):
+            assert not np.isfinite(grad(lambda a: np.sum(np.linalg.svd(a, False)[0] ** 3))(a)).any()
 
 
 def test_eigenvalues_of_opposite_signs_are_not_taken_for_equal():
@@ -2340,28 +2328,27 @@ def test_eigenvalues_of_opposite_signs_are_not_taken_for_equal():
         assert gradcheck(grad(lambda a: f(a) ** 2), a)
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_matrices_without_full_rank_have_numpys_least_squares_and_the_gradient_of_their_rank(dtype):
-    rng = np.random.default_rng(0)
-    left, right, b = rng.normal(size=(50, 2)), rng.normal(size=(2, 3)), rng.normal(size=50).astype(dtype)
-    a = (np.rint(9 * left) @ [[1, 0, 1], [0, 1, 1]]).astype(dtype)  # of rank 2, exactly
-    out, plain = np.linalg.lstsq(leaf(a, dtype), b), np.linalg.lstsq(a, b)
-    assert_same(out[1:3], plain[1:3])  # no residuals, and the rank
+LEFT, RIGHT = np.random.default_rng(0).normal(size=(50, 2)), np.random.default_rng(1).normal(size=(2, 3))
+OF_RANK_2 = np.rint(9 * LEFT) @ [[1, 0, 1], [0, 1, 1]]  # exactly
+
+
+@pytest.mark.parametrize(("a", "rank"), [
+    *[(OF_RANK_2, 2), (OF_RANK_2.astype(np.float32), 2)],
+    *[(np.eye(200, 2) * [1, 1e-14], 1), (np.eye(200, 2) * [1, 1e-13], 2)],  # beside 4.4e-14: eps times 200 rows
+])  # fmt: skip
+def test_matrices_without_full_rank_have_numpys_rank_and_least_squares(a, rank):
+    b = np.random.default_rng(2).normal(size=len(a)).astype(a.dtype)
+    out, plain = np.linalg.lstsq(leaf(a, a.dtype), b), np.linalg.lstsq(a, b)
+    assert_same(out[1:3], plain[1:3])  # the residuals, if there are any, and the rank
+    assert out[2] == rank
     for x, y in zip(out, plain, strict=True):
-        np.testing.assert_allclose(x.data, y, rtol=1e-5 if dtype == np.float32 else 1e-10, atol=1e-5)
-    if dtype == np.float64:
-        assert gradcheck(lambda left, right, b: np.linalg.lstsq(left @ right, b)[0], left[:4], right, b[:4])
-        assert gradcheck(lambda left, right: np.linalg.pinv(left @ right), left[:4], right)
+        np.testing.assert_allclose(x.data, y, rtol=1e-5 if a.dtype == np.float32 else 1e-10, atol=1e-5)
 
 
-@pytest.mark.parametrize(("small", "rank"), [(1e-14, 1), (1e-13, 2)])  # 4.4e-14 is the precision times 200 rows
-def test_least_squares_leave_out_singular_values_below_numpys_bound_and_no_others(small, rank):
-    a, b = np.zeros((200, 2)), np.arange(1.0, 201)
-    a[:2] = [[1, 0], [0, small]]
-    out, plain = np.linalg.lstsq(leaf(a), b), np.linalg.lstsq(a, b)
-    assert out[2] == plain[2] == rank
-    np.testing.assert_allclose(out[0].data, plain[0], rtol=1e-9)
-    np.testing.assert_allclose(out[0].data, [1, 2 / small if rank == 2 else 0], rtol=1e-9)
+def test_the_gradients_of_matrices_without_full_rank_are_those_of_their_rank():
+    b = np.arange(4.0) ** 2
+    assert gradcheck(lambda left, right, b: np.linalg.lstsq(left @ right, b)[0], LEFT[:4], RIGHT, b)
+    assert gradcheck(lambda left, right: np.linalg.pinv(left @ right), LEFT[:4], RIGHT)
 
 
 # --- Arrays of other libraries ----------------------------------------------------------------------------------------
