@@ -1600,9 +1600,10 @@ def test_sgd_follows_the_published_rule_where_there_is_a_gradient(dtype, weight_
     params = [leaf(rng.normal(size=shape), dtype) for shape in ((), (3,), (2, 2))]
     thetas, buffers = [p.data.copy() for p in params], [0.0, 0.0, 0.0]
     optimizer = SGD((p for p in (idle, *params)), np.float64(lr), momentum, weight_decay, nesterov)
-    for kind in [np.array, Tensor] * 3:
+    for create_graph in [False, True] * 3:  # which makes gradients Tensors
+        optimizer.zero_grad()
         for p in params:
-            p.grad = kind(rng.normal(size=p.shape).astype(dtype))
+            (p * rng.normal(size=p.shape).astype(dtype)).sum().backward(create_graph=create_graph)
         optimizer.step()
         for i, p in enumerate(params):
             # https://pytorch.org/docs/stable/generated/torch.optim.SGD.html, with dampening 0
