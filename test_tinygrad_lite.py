@@ -2612,11 +2612,6 @@ def test_filters_of_warnings_are_as_before_after_threads_worked_with_other_array
 # --- Gradients of functions -------------------------------------------------------------------------------------------
 
 
-def derivatives(f: Any, n: int) -> Any:
-    """The derivative of order n, by n nested gradients."""
-    return f if n == 0 else derivatives(grad(f), n - 1)
-
-
 @pytest.mark.parametrize("derivative", [grad, value_and_grad, jacobian, hessian])
 @pytest.mark.parametrize("wrong", [
     leaf([1.0, 2.0]), leaf(3.0), Tensor(0), 3.0, np.float32(1.0), np.ones(2), np.array([0, 1]), "y", True, np.True_,
@@ -2630,31 +2625,19 @@ def test_an_argument_in_the_place_of_argnums_is_refused_at_once(derivative, wron
             derivative(wrong)  # as in PyTorch's grad(loss, w)
 
 
-@pytest.mark.parametrize("derivative", [grad, value_and_grad, jacobian, hessian])
-@pytest.mark.parametrize("kind", [np.int64, np.uint8, np.int8])
-def test_argnums_may_be_numpys_integers(kind, derivative):
-    f, arrays = (lambda x, y: (x * y**2).sum()), (np.array([1.0, 2.0]), np.array([3.0, 4.0]))
-    for argnums in (1, (1, 0)):
-        for found in ways(derivative(f, tree_map(kind, argnums))):
-            assert_alike(found(*arrays), derivative(f, argnums)(*arrays), rtol=0, atol=0)
-
-
 # What derivatives are, exactly: NumPy's arrays in the shape, the dtype and the structure of the arguments.
 DERIVATIVES = {
     "nested ones do not confuse their variables": """grad(lambda x: x * grad(lambda y: x + y)(x))(2.0) gives 1.0
-    grad(lambda x: x * grad(lambda y: x * y)(x))(2.0) gives 4.0
-    grad(lambda x: grad(lambda y: x * y)(3.0))(2.0) gives 1.0
-    grad(lambda x: x * grad(lambda y: x * x * y)(3.0))(2.0) gives 12.0
+    grad(lambda x: grad(lambda y: x * y)(3.0))(2.0) gives 1.0; jvp(lambda x: x**3, (3.0,), (leaf(2.0),))[0] gives 27.0
     grad(lambda x: grad(lambda y: grad(lambda z: x * y * z * z)(y))(x))(3.0) gives 24.0
-    grad(lambda x: jvp(lambda y: y**3, (x,), (1.0,))[1])(2.0) gives 12.0
+    grad(lambda x: {x * grad(lambda y: x * x * y)(3.0)/jvp(lambda y: y**3, (x,), (1.0,))[1]})(2.0) gives 12.0
     grad(grad(lambda x: (x * x * np.float32([1, 2, 3])).sum()))(2.0) gives 12.0
-    no_grad()(grad(grad(lambda x: x**3)))(2.0) gives 12.0; jvp(lambda x: x**3, (3.0,), (leaf(2.0),))[0] gives 27.0
+    no_grad()(grad(grad(lambda x: x**3)))(2.0) gives 12.0; grad(lambda x: x * grad(lambda y: x * y)(x))(2.0) gives 4.0
     jacobian(lambda v: jvp(grad(lambda x: (x**3).sum()), (np.ones(2),), (v,))[1])(np.ones(2)) gives 6 * np.eye(2)""",
     "each has the shape and the dtype of the argument": """grad(lambda x: x**2)(np.float64(3.0)) gives 6.0
     value_and_grad(lambda x: (x * x).sum())(np.float32(INTS)) gives (np.float32(55), np.float32(2 * INTS))
     value_and_grad(lambda x: x.reshape(1, 1))(2.0) gives (np.array([[2.0]]), 1.0)
     grad(lambda x: x[0])(np.array([1.0])) gives np.ones(1); jacobian(lambda x: x * 2)(np.float32(3)) gives np.float32(2)
-    grad(lambda x, y: x * x * y, (-1, 0))(2.0, 5.0) gives (4.0, 20.0)
     grad(lambda x, scale=1.0: x * scale)(2.0, scale=3.0) gives 3.0
     jacobian(lambda x, a: a @ x, (0, 1))(ROW[0], MAT) gives (MAT, np.eye(2)[:, :, None] * ROW[0])""",
     "each has the structure of the argument": """grad(lambda p, x: x * 2)(dict(), 1.0) gives dict()
@@ -2663,12 +2646,17 @@ DERIVATIVES = {
     hessian(lambda p: p["a"] ** 2 * p["b"])(dict(a=3.0, b=5.0)) gives dict(a=dict(a=10.0, b=6.0), b=dict(a=6.0, b=0.0))
     jvp(lambda p, x: p["w"].sum() * p["b"] * x, (dict(w=ONES, b=2), 3), (dict(w=INTS, b=1), 0.5)) gives (36.0, 114.0)
     jacobian(lambda x: (x.sum(), dict(twice=2 * x)))(np.ones(2)) gives (np.ones(2), dict(twice=2 * np.eye(2)))""",
+    "by arguments that integers name": """grad(lambda x, y: x * x * y, (-1, 0))(2.0, 5.0) gives (4.0, 20.0)
+    {/jit}({grad/jacobian}(lambda x, y: x * y**2, np.{int64/uint8/int8}(1)))(1.0, 3.0) gives 6.0
+    {/jit}({grad/jacobian}(lambda x, y: x * y**2, (np.{int64/uint8/int8}(1), np.int8(0))))(1.0, 3.0) gives (6.0, 9.0)
+    {/jit}(value_and_grad(lambda x, y: x * y**2, (np.{int64/uint8/int8}(1), 0)))(1.0, 3.0) gives (9.0, (6.0, 9.0))
+    {/jit}(hessian(lambda x, y: x * y**2, np.{int64/uint8/int8}(1)))(1.0, 3.0) gives 2.0
+    {/jit}(hessian(lambda x, y: x * y**2, (np.int8(1), np.uint8(0))))(1.0, 3.0) gives ((2.0, 6.0), (6.0, 0.0))""",
     "by integers as by float64": """grad(lambda x: x * grad(lambda y: x * y)(3))(2) gives 4.0
     {/jit}(grad(lambda x: (x**2).sum()))({3/np.int8(3)/np.uint16(3)/Tensor(3)}) gives 6.0
     {/jit}(grad(lambda x: (x**2).sum()))({INTS/INTS.astype(np.uint8)/Tensor(INTS)}) gives 2.0 * INTS
     grad(lambda p: p["a"].sum() * p["b"][0])(dict(a=INTS, b=[2, F])) gives dict(a=2 * ONES, b=[15.0, np.float32(0)])
-    hessian(lambda x: (x**3).sum())(np.arange(2)) gives np.diag([0.0, 6.0])
-    jacobian(lambda x: x / 2)(np.array([1, 2])) gives np.eye(2) / 2
+    hessian(lambda x: (x**3).sum())(INTS[0]) gives 6.0 * np.diag(INTS[0]); jacobian(np.sum)(INTS) gives ONES
     jvp(lambda x, y: x * y, (2, 3), (1, 10)) gives (6.0, 23.0); value_and_grad(lambda x: 1 / x)(2) gives (0.5, -0.25)
     value_and_grad(lambda x: (x * np.ones(2, np.float32)).sum())(3) gives (np.float32(6), 2.0)""",
     "by what nothing depends on 0": """jacobian(lambda x: x[:0])(np.ones(5)) gives np.zeros((0, 5))
@@ -2707,11 +2695,11 @@ def test_derivatives_up_to_the_third_along_a_random_direction_agree_with_differe
             moved = [a + t * v if is_float(a) else a for a, v in zip(arrays, direction, strict=True)]
             return total(call.of(named(name), moved), weights)
 
-        h = 2e-3
+        h, derivative = 2e-3, along
         values = [along(i * h) - along(0.0) for i in range(-3, 4)]
         for order, (stencil, divisor) in enumerate(zip(STENCILS, (60, 180, 8), strict=True), 1):
-            difference = np.dot(stencil, values) / (divisor * h**order)
-            np.testing.assert_allclose(derivatives(along, order)(0.0), difference, rtol=1e-5, atol=1e-5)
+            derivative, difference = grad(derivative), np.dot(stencil, values) / (divisor * h**order)
+            np.testing.assert_allclose(derivative(0.0), difference, rtol=1e-5, atol=1e-5)
 
 
 def test_gradients_are_arrays_that_nobody_else_has_and_that_can_be_written_to():
@@ -2813,17 +2801,13 @@ def test_what_depends_on_other_tensors_comes_back_as_a_tensor_and_leaves_those_a
         assert {*map(type, tree_leaves(f(w)))} == {np.ndarray}
 
 
-def rosenbrock(x: Any) -> Any:
-    return (100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum()
-
-
 @pytest.mark.parametrize("text", calls("""
-    np.tanh(x); x @ x.T; np.linalg.inv(x); x.sum(axis=0); np.prod(x); rosenbrock(x.reshape(-1))
-    hessian(rosenbrock)(x.reshape(-1)[:5])
+    np.tanh(x); x @ x.T; np.linalg.inv(x); x.sum(axis=0); np.prod(x); hessian(lambda y: np.prod(np.sin(y)))(x[0])
+    np.sum(100 * (x[..., 1:] - x[..., :-1] ** 2) ** 2 + (1 - x[..., :-1]) ** 2)
     """))  # fmt: skip
 def test_jvp_jacobian_and_hessian_agree_with_second_engine(text):
-    engines = {"np": np, "hessian": hessian}, {"np": anp, "hessian": autograd.hessian}
-    f, second = [eval(f"lambda x: {text}", {"rosenbrock": rosenbrock, **names}) for names in engines]
+    engines = (np, hessian), (anp, autograd.hessian)
+    f, second = [eval(f"lambda x: {text}", {"np": xp, "hessian": of}) for xp, of in engines]
     x, v = np.random.default_rng(0).normal(size=(2, 3, 3))
     (value, tangent), rows = jvp(f, (x,), (v,)), autograd.jacobian(second)(x)
     np.testing.assert_allclose(value, f(x), rtol=1e-14)
@@ -2879,11 +2863,9 @@ def test_rules_for_scipys_functions_in_the_docs_agree_with_differences_at_first_
     np.testing.assert_allclose(slopes(*single)[0], slopes(*arrays)[0], rtol=1e-3, atol=1e-4)
     if isinstance(function.func, np.ufunc) and name != "digamma":  # whose gradient calls a function that is none
         np.testing.assert_allclose(jit(slopes)(*arrays)[0], slopes(*arrays)[0], rtol=1e-12)
-
-
-def test_the_rule_in_the_docs_for_scipys_logsumexp_takes_no_weights(of_scipy):
-    with pytest.raises(TypeError, match=r"takes no b: "):
-        of_scipy["logsumexp"](leaf(np.ones(3)), b=np.ones(3))
+    if name == "logsumexp":
+        with pytest.raises(TypeError, match=r"takes no b: "):
+            function(leaf(arrays[0]), b=1.0)
 
 
 def test_a_plain_function_with_a_rule_goes_through_grad_and_keywords():
@@ -3044,8 +3026,7 @@ def test_gradcheck_accepts_right_rules_and_names_what_is_wrong():
     assert gradcheck(lambda x: x * 2, np.float32(1.5)) is True
     assert gradcheck(lambda x: np.sign(x) * 1.0, 3.0) is True
     assert gradcheck(lambda x, y: x, 3.0, 4.0) is True
-    with no_grad():
-        assert gradcheck(lambda x: x**2, 3.0) is True
+    assert no_grad()(gradcheck)(lambda x: x**2, 3.0) is True
     wrong = defvjp(lambda x: x**2, lambda g, out, x: g * np.array([2.0, 3.0, 2.0]) * x)
     pattern = r"argument 1, entry \(1,\): backward ([\d.]+), central differences ([\d.]+)"
     with pytest.raises(AssertionError, match=pattern) as caught:
@@ -3378,10 +3359,6 @@ def test_source_is_what_one_would_write_and_runs_alone(f, args, text):
             assert_alike(x, y, rtol=1e-5 if y.dtype == np.float32 else 1e-10)
 
 
-def shares(x: Any) -> Any:
-    return np.sum(np.sin(np.exp(x)) + np.log(np.exp(x) + 1) * np.sqrt(np.exp(x) + 1) + np.exp(x) ** 3)
-
-
 def chain(layers: Any, x: Any) -> Any:
     for W, b in layers:
         x = np.tanh(x @ W + b)
@@ -3401,7 +3378,8 @@ SAYINGS: list[tuple[Any, Any, dict[str, int]]] = [
     (grad(chain), (PAIRS, MAT[:, :2]),
      {"def chain(layers, layers_2, layers_3, layers_4, x):": 1, "dlayers_4 = ": 1, "d chain / d layers_2": 1}),
     # Comments name gradients and no shares of them.
-    (grad(shares), (MAT,), {"d shares / d x,": 1, "/ d t,": 0}),
+    (grad(lambda x: np.sum(np.sin(np.exp(x)) + np.log(np.exp(x) + 1) * np.sqrt(np.exp(x) + 1) + np.exp(x) ** 3)),
+     (MAT,), {"d f / d x,": 1, "/ d t,": 0}),
     (grad(lambda x: [v := np.exp(x), v := (v * v).sum() + 0.5, v * 2][2]), (MAT,), {"d f / d x,": 1, "/ d t,": 0}),
     # A rule of one's own stands for its function.
     (CUBE, (MAT,), {"def <lambda>": 0}),
@@ -3424,9 +3402,11 @@ def test_captured_tensors_are_read_at_the_time_of_the_call():
     def loss(x: Any) -> Any:
         return (w * x * frozen).sum() + b.detach() * b
 
+    slopes = jit(lambda x: grad(lambda w, b: loss(x) * (w * b).sum(), (0, 1))(w, b))  # with respect to what is captured
     compiled, lowered, optimizer = jit(loss), jit(loss).lower(x), SGD([w, b], lr=0.1)
     for _ in range(3):
         assert_alike(compiled(x), loss(x).data)
+        assert_alike(slopes(x), (loss(x).data * b.data + 0 * x, loss(x).data * w.data.sum()))
         assert lowered(x) == loss(x).data
         optimizer.zero_grad()
         loss(x).backward()
@@ -3436,34 +3416,26 @@ def test_captured_tensors_are_read_at_the_time_of_the_call():
     assert compiled.cache_info()[:2] == (2, 1)
     fixed = jit(lambda x: x + RNG.normal(size=1))  # what NumPy makes of plain arrays alone, random numbers too
     assert_alike(fixed(x), fixed(x))
-    slopes = jit(lambda x: grad(lambda w, b: loss(x) * (w * b).sum(), (0, 1))(w, b))  # with respect to what is captured
-    for values in [5.0, 6.0], [7.0, 8.0]:
-        w.data = values
-        assert_alike(slopes(x), (loss(x).data * b.data + 0 * x, loss(x).data * w.data.sum()))
 
 
 def waves(x: Any) -> Any:
     return np.sum(np.sin(x) * x**2)
 
 
-SCALED = jit(lambda x: x * WEIGHT * 3)
-WAYS: list[tuple[Any, Any]] = [  # a function with jit within it, and the same without
-    *[(f, grad(waves)) for f in (
-        grad(jit(waves)), jit(grad(jit(waves))), jit(jit(grad(waves))), grad(jit(jit(waves))))],
-    (hessian(jit(waves)), hessian(waves)),
-    (jit(lambda x: grad(lambda z: grad(waves)(z) @ (x + 1))(x)), lambda x: hessian(waves)(x) @ (x + 1)),
-    (jit(lambda x: SCALED(x) + SCALED(np.ones(3))), lambda x: 3 * x + 3),
-    *[(jit(f), f) for f in (
-        grad(waves), hessian(waves), jacobian(lambda x: np.outer(x, np.sin(x))), np.sin,
-        functools.partial(np.sum, axis=0),
-        lambda x: jvp(np.tanh, (x,), (x + 1,)), grad(lambda x: grad(lambda x: grad(waves)(x)[0])(x)[0]))],
-    *[(jit(g), g) for f in (lambda x: CUBE(x).sum(), lambda x: ERF(x).sum(), lambda x: relu(sigmoid(x) - 0.5).sum())
-      for g in (value_and_grad(f), grad(lambda x, f=f: grad(f)(x).sum()))],
-]  # fmt: skip
+WAYS = calls("""
+    grad(jit(waves)); jit(grad(jit(waves))); jit(jit(grad(waves))); grad(jit(jit(waves))); hessian(jit(waves))
+    jit(np.sin); jit({grad/hessian}(waves)); jit(lambda x: grad(lambda z: grad(waves)(z) @ (x + 1))(x))
+    jit(grad(lambda x: grad(lambda x: grad(waves)(x)[0])(x)[0])); jit(lambda x: jvp(np.tanh, (x,), (x + 1,)))
+    (lambda scaled: jit(lambda x: scaled(x) + scaled(np.ones(3))))(jit(lambda x: x * WEIGHT * 3))
+    jit(jacobian(lambda x: np.outer(x, np.sin(x)))); jit(functools.partial(np.sum, axis=0))
+    jit(value_and_grad(lambda x: {CUBE(x)/ERF(x)/relu(sigmoid(x) - 0.5)}.sum()))
+    jit(grad(lambda x: grad(lambda x: {CUBE(x)/ERF(x)/relu(sigmoid(x) - 0.5)}.sum())(x).sum()))
+    """)
 
 
-@pytest.mark.parametrize(("compiled", "plain"), WAYS)
-def test_jit_nests_with_gradients_rules_of_ones_own_and_itself(compiled, plain):
+@pytest.mark.parametrize("text", WAYS)
+def test_jit_nests_with_gradients_rules_of_ones_own_and_itself(text):
+    compiled, plain = eval(text, globals()), eval(text, globals() | {"jit": lambda f: f})
     for x in MAT:
         assert_alike(compiled(x), tree_map(data_of, plain(x)))
 
@@ -3482,9 +3454,8 @@ def test_structures_go_in_and_come_out_as_with_the_function_itself():
     for scale in (2, 3.0, np.float64(4)):
         found = compiled(tree, np.ones(2), 7, scale=scale, extra=np.ones(1))
         assert_alike(arrays_of(found), f(tree, np.ones(2), 7, scale=scale, extra=np.ones(1)))
-        assert (type(found), type(found["b"][1])) == (collections.OrderedDict, Point)
     for result in ((), [], {}, None, 3, "a", ((),), (np.ones(2),), 3.0, np.float32(3), np.array(3), [range(3), np.tanh],
-                   (np.dtype(float), slice(1, 2))):  # fmt: skip
+                   (np.dtype(float), slice(1, 2)), collections.defaultdict(list, a=np.ones(2))):  # fmt: skip
         assert_alike(jit(lambda x, result=result: (x, result))(1.0), (1.0, result))
         assert_alike(jit(lambda result=result: result)(), result)
     swapped = jit(lambda x, y: x[0] - x[1] if isinstance(x, tuple) else x + y)
@@ -3492,8 +3463,6 @@ def test_structures_go_in_and_come_out_as_with_the_function_itself():
     for _ in range(2):  # what is alike but for its structure is of another kind
         assert_alike(swapped((a, b), ()), a - b)
         assert_alike(swapped(a, b), a + b)
-    lists = jit(lambda x: collections.defaultdict(list, a=x))(a)
-    assert (type(lists), lists.default_factory, lists["a"].tolist()) == (collections.defaultdict, list, [1, 1])
 
 
 def test_tracing_leaves_nothing_behind_for_the_garbage_collector(no_collector):
@@ -3512,9 +3481,9 @@ def test_cache_has_a_key_for_each_kind_is_bounded_and_tells_about_itself():
     for same in np.array(5, np.int8), np.int8(7):
         assert f(x, same).tolist() == [same, same]
     assert f.cache_info()[:2] == (3, 5)
+    flags = ("a", None, "b", 1, True, (1, "a"), (True, "a"), slice(1), slice(2), ..., np.tanh, abs)
     others: list[Any] = [(other, 1, {}) for other in (np.ones(3, int), np.ones(2), x.reshape(2, 1), x.astype(">i8"))]
-    for flag in ("a", None, "b", 1, True, (1, "a"), (True, "a"), slice(1), slice(2), ..., np.tanh, abs):
-        others.append((np.ones(2), 2, {"flag": flag}))
+    others += [(np.ones(2), 2, {"flag": flag}) for flag in flags]
     for misses, (other, n, options) in enumerate(others, 6):
         assert f(other, n, **options).tolist() == f(other + 0, n, **options).tolist() == (other * n).tolist()
         assert f.cache_info().misses == misses
@@ -3621,15 +3590,12 @@ def test_errors_of_generated_code_are_those_of_numpy_and_name_the_function():
     assert "<jit function>" in {entry.filename for entry in traceback.extract_tb(caught.value.__traceback__)}
 
 
-f4 = np.float32
-
-
 # Equal to others, but not the same within.
 Frozen: Any = type("Frozen", (types.SimpleNamespace,), {
     "__hash__": lambda self: hash(self.value), "__call__": lambda self, x: x * self.value})  # fmt: skip
 Counted = type("Counted", (), {"n": itertools.count(), "__repr__": lambda self: f"Counted{next(self.n)}"})
 Pair = collections.namedtuple("Pair", "first second")
-DOUBLE = jit(lambda x: x * 2)
+f4, DOUBLE = np.float32, jit(lambda x: x * 2)
 TWO_CALLS = {  # arguments of the first call, and of the second, and functions of x and c
     "MAT | MAT + 1": """np.mean(x, where=[True, False, True]); np.sum(a=x, axis=0) + np.max(a=x)
     np.reshape(np.reshape(x, (3, 2), order="F"), 6); np.reshape(np.reshape(x, (3, 2), "F"), 6)
@@ -3826,36 +3792,33 @@ def test_results_of_jit_are_right_and_share_no_memory_with_arguments_of_any_layo
     assert NUMBER.data == 3
 
 
-def test_structures_of_the_users_own_type_stay_of_that_type_in_the_function_and_in_gradients():
-    class Itself(dict):
-        def __init__(self, **items: Any):
-            super().__init__(**items)
-            self.__dict__ = self
+OWN_TYPES = [
+    type("Itself", (dict,), {
+        "__init__": lambda self, **items: self.update(items) or setattr(self, "__dict__", self)})(w=np.arange(2.0)),
+    type("Sized", (dict,), {
+        "__init__": lambda self, n: self.update(w=np.arange(n)), "__getattr__": dict.__getitem__})(2.0),
+    type("Layers", (list,), {
+        "__init__": lambda self, n, m: self.extend([np.arange(n)] * m), "w": property(lambda self: self[0])})(2.0, 1),
+    type("Doubled", (collections.namedtuple("Doubled", "w b"),), {
+        "__new__": lambda cls, w: tuple.__new__(cls, (w, w * 2))})(np.arange(2.0)),
+]  # fmt: skip
 
-    class Doubled(collections.namedtuple("Doubled", "w b")):
-        def __new__(cls, w: Any) -> Any:
-            return super().__new__(cls, w, w * 2)
 
-    own = {"__init__": lambda self, n: self.update(w=np.arange(n)), "__getattr__": dict.__getitem__}
-    Sized = type("Sized", (dict,), own)
-    own = {"__init__": lambda self, n, m: self.extend([np.arange(n)] * m), "w": property(lambda self: self[0])}
-    Layers = type("Layers", (list,), own)
-    w = np.arange(2.0)
-    for params in (Itself(w=w), Sized(2.0), Layers(2.0, 1), Doubled(w)):
+@pytest.mark.parametrize("params", OWN_TYPES, ids=lambda params: type(params).__name__)
+def test_structures_of_the_users_own_type_stay_of_that_type_in_the_function_and_in_gradients(params):
+    def loss(p: Any) -> Any:
+        assert type(p) is type(params)
+        return np.sum(p.w**3)
 
-        def loss(p: Any, params: Any = params) -> Any:
-            assert type(p) is type(params)
-            return np.sum(p.w**3)
-
-        twice = jit(lambda p, loss=loss: grad(lambda q: np.sum(loss(q) * 2))(p))
-        for f, factor in (grad(loss), 3), (jit(grad(loss)), 3), (twice, 6):
-            for found in f(params), f(params):
-                assert type(found) is type(params)
-                np.testing.assert_array_equal(found.w, factor * w**2)
-        found = hessian(loss)(params)
-        assert type(found) is type(params)
-        np.testing.assert_array_equal(found.w.w, np.diag(6 * w))
-        np.testing.assert_array_equal(params.w, np.arange(2.0))
+    w, twice = np.arange(2.0), jit(lambda p: grad(lambda q: np.sum(loss(q) * 2))(p))
+    for f, factor in (grad(loss), 3), (jit(grad(loss)), 3), (twice, 6):
+        for found in f(params), f(params):
+            assert type(found) is type(params)
+            np.testing.assert_array_equal(found.w, factor * w**2)
+    found = hessian(loss)(params)
+    assert type(found) is type(params)
+    np.testing.assert_array_equal(found.w.w, np.diag(6 * w))
+    np.testing.assert_array_equal(params.w, w)
 
 
 def test_threads_share_jitted_functions_while_others_trace_and_train():
