@@ -3511,7 +3511,7 @@ def goes_on_after_an_error(x: Any) -> Any:
 
 POINT, MATRIX, OF_DASK = np.array([1.0, -2.0, 3.0]), np.ones((2, 2)).view(np.matrix), Tensor(da.ones(3), True)
 SQUARE, SERIES = np.ones((2, 2)), pd.Series([1.0, 2.0, 4.0], index=list("abc"))
-UNTRACEABLE = {
+UNTRACEABLE = {  # by what jit says, programs of x
     r"if, while or bool\(\).*np\.where": "x if x[0] > 0 else -x; x if B_OUTSIDE > 0 else -x; max(x[0], x[1])"
     "; [None for _ in iter(lambda: bool(x.sum()), False)]; bool(np.allclose(x, 1))",
     r"Python number.*np\. functions": "float(x.sum()); int(x.sum()); math.exp(x.sum()); format(x.sum(), '.3f')"
@@ -3711,9 +3711,8 @@ def test_names_of_functions_and_arguments_do_not_get_into_the_way():
     assert_alike(jit(shadows)(*numbers), shadows(*numbers))
     check_text(jit(shadows).source(*numbers))
     twice = jit(lambda **options: sum(options.values()) * 2)
-    for name in (Name("a"), Name("b=exit('code')"), "\uff4e\uff50", "\uff49f", "\ufb01"):
-        for x in numbers:
-            assert_alike(twice(**{name: x}), x * 2)
+    for name, x in itertools.product((Name("a"), Name("b=exit('code')"), "\uff4e\uff50", "\uff49f", "\ufb01"), numbers):
+        assert_alike(twice(**{name: x}), x * 2)
     for name in ("_array", "_map", "_signature", "_as_scalar", "_3", "_args", "len", "np", "float", "function"):
         f = lambda x: (x * 2, [x.sum()])  # noqa: E731
         f.__name__ = name
