@@ -3611,7 +3611,7 @@ TWO_CALLS = {  # arguments of the first call, and of the second, and functions o
     "f4([1, -3]) | f4([2, 3])": """np.sum(np.ones_like(x), initial=5.0) + x
     x * ((np.ones_like(x) * 16777216 + 1) - 16777216); x + np.ones_like(x) * 1e30 * 1e30 / 1e30; x / -np.zeros_like(x)
     """,
-    "f4([0]) | f4([1])": "np.arctan2(x, -np.zeros_like(x))", "f4([1, -0.0]) | f4([-0.0, 1])": "1 / (x + 0)",
+    "f4([0]) | f4([1])": "np.arctan2(x, -np.zeros_like(x))", "f4([1, -0.0]) | f4([-0.0, 1])": "1 / (x + 0); x - -0.0",
     "f4([1, 2, 4]) | f4([2, 3, 5])": "np.mean(x) * 3 + np.ones_like(x) / 3 * x",
     "f4([1, 0]) | f4([1, 2])": "x / np.count_nonzero(x)", "f4([1]), 1 + 0j | f4([1]), complex(1, -0.0)": "x / c.imag",
     # Python's numbers beside float32, and alone; NumPy's integers; booleans.
