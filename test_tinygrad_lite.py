@@ -113,11 +113,11 @@ def leaf(data: Any, dtype: Any = float) -> Tensor:
     return Tensor(np.array(data, dtype), requires_grad=True)
 
 
-def grads(f: Any, *arrays: Any) -> tuple[Any, list[Any]]:
-    """The value of f and the gradients of its sum with respect to every array."""
+def grads(f: Any, *arrays: Any, weights: Any = 1.0) -> tuple[Any, list[Any]]:
+    """The value of f and the gradients of its weighted sum with respect to every array."""
     leaves = [leaf(a, np.asarray(a).dtype) for a in arrays]
     out = f(*leaves)
-    out.backward(np.ones(out.shape))
+    out.backward(np.broadcast_to(weights, out.shape))
     return out.data, [t.grad for t in leaves]
 
 
@@ -2631,7 +2631,7 @@ DERIVATIVES = {
     grad(lambda x: grad(lambda y: x * y)(3.0))(2.0) gives 1.0; jvp(lambda x: x**3, (3.0,), (leaf(2.0),))[0] gives 27.0
     grad(lambda x: grad(lambda y: grad(lambda z: x * y * z * z)(y))(x))(3.0) gives 24.0
     grad(lambda x: {x * grad(lambda y: x * x * y)(3.0)/jvp(lambda y: y**3, (x,), (1.0,))[1]})(2.0) gives 12.0
-    grad(grad(lambda x: (x * x * FS).sum()))(2.0) gives 10.0
+    grad(grad(lambda x: (x * x * FS).sum()))(2.0) gives 10.0; grad(grad(grad(lambda x: np.exp(-x))))(0.0) gives -1.0
     no_grad()(grad(grad(lambda x: x**3)))(2.0) gives 12.0; grad(lambda x: x * grad(lambda y: x * y)(x))(2.0) gives 4.0
     jacobian(lambda v: jvp(grad(lambda x: (x**3).sum()), (np.ones(2),), (v,))[1])(np.ones(2)) gives 6 * np.eye(2)""",
     "they have its shape and dtype": """grad(lambda x: x**2)(np.float64(3.0)) gives 6.0
