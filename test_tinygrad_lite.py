@@ -3881,9 +3881,6 @@ def test_derivatives_of_every_kind_stay_lazy(kind, dtype):
     parameters = [rng.normal(size=shape).astype(dtype) for shape in ((4, 6), (6,), (6, 1), ())]
     W, N = PLAIN["W"].astype(dtype), PLAIN["N"].astype(dtype)
 
-    def second(x: Any) -> Any:
-        return grad(lambda x: grad(lambda x: (np.tanh(x @ W) ** 3).sum())(x).sum())(x)
-
     def derivatives(kind: Any) -> list[Any]:
         x, y, col, row, z = [kind(name).astype(dtype) for name in ("x", "y", "col", "row", "z")]
         t, *leaves = [Tensor(a, requires_grad=True) for a in (x, *parameters)]
@@ -3895,7 +3892,7 @@ def test_derivatives_of_every_kind_stay_lazy(kind, dtype):
             value_and_grad(two_layers, (4, 5))(*parameters, x, col),
             value_and_grad(two_layers, (0, 1, 2, 3))(*parameters, x, col),
             [leaf.grad for leaf in (t, *leaves)],
-            second(x),
+            grad(lambda x: grad(lambda x: (np.tanh(x @ W) ** 3).sum())(x).sum())(x),
             jacobian(lambda row: x @ row)(row),
             jacobian(lambda x: x.sum(0) * row)(x),
             jacobian(lambda v: x @ v)(LEAVES["row"]),
@@ -3926,12 +3923,7 @@ def test_data_without_gradients_stays_lazy_and_repr_says_what_it_is():
 
 
 def test_a_linear_fit_needs_one_computation_a_step_and_comes_out_as_with_numpy():
-    fits, calls_of_dask = [], []
-
-    def scheduler(graph: Any, keys: Any, **options: Any) -> Any:
-        calls_of_dask.append(keys)
-        return dask.get(graph, keys, **options)
-
+    fits = []
     for kind in (as_numpy, as_dask):
         x, y = kind("x"), kind("y")[:, 0]
         w, b = leaf(np.zeros(4)), leaf(0.0)
@@ -3942,14 +3934,13 @@ def test_a_linear_fit_needs_one_computation_a_step_and_comes_out_as_with_numpy()
                 loss = ((x @ w + b - y) ** 2).mean()
                 loss.backward()
             assert all(isinstance(g, type(x)) for g in (loss.data, w.grad, b.grad))
-            with dask.config.set(scheduler=scheduler):
-                value, w.grad, b.grad = dask.compute(loss.data, w.grad, b.grad)
-            optimizer.step()
+            value, w.grad, b.grad = dask.compute(loss.data, w.grad, b.grad)  # the one
+            with nothing_is_fetched():
+                optimizer.step()
             losses.append(value)
         assert type(w.data) is type(b.data) is np.ndarray
         fits.append([*losses, w.data, b.data])
     check_close(*fits)
-    assert len(calls_of_dask) == 5
 
 
 # --- Bad input to the engine ------------------------------------------------------------------------------------------
@@ -3960,15 +3951,6 @@ FIRST = defvjp(lambda xs: next(iter(xs)), lambda g, out, xs: g)
 def ruled(gradient):
     """A number whose rule gives something wrong for the gradient."""
     return defvjp(lambda x: x * 2, lambda g, out, x: gradient)(leaf([1.0, 2.0])).sum()
-
-
-def rebound():
-    """A result of a parameter that a step within no_grad has made another, a constant."""
-    w = leaf(1.0)
-    (w * w).backward()
-    with no_grad():
-        w -= 0.1 * w.grad
-    return w * w
 
 
 # What is wrong, and all that is refused with these words.
@@ -4012,7 +3994,8 @@ ERRORS: list[tuple[type[Exception], str, *tuple[str, ...]]] = [
     (TypeError, r"cannot be written to.*np\.where", "operator.setitem(leaf([1.0]), 0, 1)"),
     (ValueError, r"\(2,\) needs a gradient.*\.sum\(\)", "leaf([1.0, 2.0]).backward()"),
     (ValueError, r"shape \(2,\) .*not \(3,\)", "leaf([1.0, 2.0]).backward(np.ones(3))"),
-    (ValueError, r"requires no gradient: .*requires_grad=True.*w -=", "Tensor(1.0).backward()", "rebound().backward()"),
+    (ValueError, r"requires no gradient: .*requires_grad=True.*w -=", "Tensor(1.0).backward()",
+     "no_grad()(operator.isub)(leaf(1.0), 0.1).backward()"),
     (TypeError, r"returned NoneType", "ruled(None).backward()"),
     (TypeError, r"returned ndarray complex128", "ruled(np.ones(2) * 1j).backward()"),
     (TypeError, r"returned ndarray object", "ruled(np.array([None, 2.0])).backward()"),
