@@ -4482,24 +4482,22 @@ def bad_files(script: Any) -> dict[str, str]:
     } | (overflow if script is train_linear else {})  # fmt: skip
 
 
-@pytest.mark.parametrize(("script", "text", "message"), [(s, *row) for s in TABLES for row in bad_files(s).items()])
-def test_scripts_refuse_a_bad_file_in_one_sentence(capsys, tmp_path, script, text, message):
-    name = write(tmp_path / "bad.csv", text.encode("latin-1"))
-    fails_with_one_sentence(capsys, script, ["--data" if script is train_linear else "--csv", name], message)
-
-
 BAD = [
-    *[(train_linear, options, message) for options, message in [
+    *[(s, f"{option} bad.csv", message, text) for s, option in ((train_linear, "--data"), (train_gender, "--csv"))
+      for text, message in bad_files(s).items()],
+    *[(s, f"{' '.join(map(str, SHORT[s]))} --json --plot {path}", message, "") for s in TABLES
+      for path, message in (("no/x.png", "No such file"), ("x.what", "what"))],
+    *[(train_linear, options, message, "") for options, message in [
         ("--rows 1", "too few"), ("--rows 99999999999999999999", "--rows"), ("--rows 1.5", "--rows.*1.5"),
         ("--batch-size -1", "negative"), ("--epochs -1", "negative"), ("--seed -1", "negative"), ("--lr x", "--lr.*x"),
         ("--lr nan", "overflowed"), ("--rows 100 --lr 1e9", "overflowed in epoch 1.*--lr below 1e"),
         ("--rows 100 --lr 1e300 --batch-size 10", "overflowed in epoch 1"), ("--dask nonsense://x", "nonsense"),
         ("--data none.csv", "none.csv.*No such file"), ("--data .", "irectory"), ("--rows 9 --data x", "data.*rows"),
         ("--rows 9 --save-data /dev/full", "No space"), ("--rows 9 --save-data no/x.csv", "no")]],
-    *[(train_gender, options, message) for options, message in [
+    *[(train_gender, options, message, "") for options, message in [
         ("--csv none.csv", "none.csv.*No such file"), ("--csv .", "irectory"), ("--source web", "--source.*web"),
         ("--source sample --csv x.csv", "--csv.*--source")]],
-    *[(train_gender, f"--source sample {options}", message) for options, message in [
+    *[(train_gender, f"--source sample {options}", message, "") for options, message in [
         ("--batch-size 0", "--batch-size"), ("--hidden -1", "negative"), ("--epochs x", "--epochs.*x"),
         ("--lr -1", "lr=-1"), ("--lr 1e300", "overflowed in epoch"), ("--seed -1", "[Ss]eed|negative"),
         ("--momentum nan", "momentum"), ("--test-fraction 0.001", "in both parts"),
@@ -4507,9 +4505,12 @@ BAD = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("script", "options", "message"), BAD)
-def test_scripts_refuse_bad_options_in_one_sentence(capsys, tmp_path, monkeypatch, script, options, message):
+@pytest.mark.parametrize(("script", "options", "message", "text"), BAD)
+def test_scripts_refuse_bad_files_and_options_in_one_sentence(
+    capsys, tmp_path, monkeypatch, script, options, message, text
+):
     monkeypatch.chdir(tmp_path)
+    Path("bad.csv").write_text(text, "latin-1")
     fails_with_one_sentence(capsys, script, options.split(), message)
 
 
@@ -4524,28 +4525,26 @@ def test_output_that_cannot_be_written_is_one_sentence(script):
 
 
 def on_a_terminal(*command: Any, until: str = "never") -> tuple[str, str, int]:
-    """What a command prints on standard output, here a file, and on standard error, here a terminal, and its exit code.
+    """What a command prints on standard output, here a pipe, and on standard error, here a terminal, and its exit code.
 
     Ctrl-C ends it once it has shown the pattern.
     """
     master, terminal = pty.openpty()
     termios.tcsetwinsize(terminal, (24, 80))
-    shown = b""
-    with tempfile.TemporaryFile("w+") as out:
-        with subprocess.Popen([sys.executable, *map(str, command)], stdout=out, stderr=terminal) as process:
-            os.close(terminal)
-            limit = threading.Timer(60, process.kill)
-            limit.start()
-            with contextlib.suppress(OSError):  # at the end of the process
-                while True:
-                    shown += os.read(master, 10_000)
-                    if re.search(until, shown.decode(errors="replace")):
-                        process.send_signal(signal.SIGINT)
-                        until = "never"
-            limit.cancel()
+    shown, options = b"", {"stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, *map(str, command)], stderr=terminal, **options) as process:
+        os.close(terminal)
+        limit = threading.Timer(60, process.kill)
+        limit.start()
+        with contextlib.suppress(OSError):  # at the end of the process
+            while True:
+                shown += os.read(master, 10_000)
+                if re.search(until, shown.decode(errors="replace")):
+                    process.send_signal(signal.SIGINT)
+                    until = "never"
+        limit.cancel()
         os.close(master)
-        out.seek(0)
-        return out.read(), shown.decode(), process.returncode
+        return process.stdout.read(), shown.decode(), process.wait()
 
 
 @pytest.mark.parametrize(("script", "options", "bar", "last"), [
@@ -4574,9 +4573,6 @@ def test_plots_are_pictures_of_all_that_is_asked(capsys, tmp_path, monkeypatch, 
     assert left.get_yscale() == "log"
     assert len(right.get_lines()) + len(right.collections) == 2
     assert all(axes.get_xlabel() and axes.get_ylabel() for axes in (left, right))
-    for path, message in ((tmp_path / "no" / "x.png", "No such file"), (tmp_path / "x.what", "what")):
-        fails_with_one_sentence(capsys, script, [*SHORT[script], "--json", "--plot", path], message)
-    pyplot.close("all")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.delitem(sys.modules, "matplotlib.pyplot")
     fails_with_one_sentence(capsys, script, [*SHORT[script], "--plot", "x.png"], "matplotlib")
@@ -4869,48 +4865,48 @@ def kaggle_is_this_machine(tmp_path, monkeypatch):
         yield
 
 
-class Kaggle(http.server.BaseHTTPRequestHandler):
-    """The two calls of Kaggle's API that kagglehub makes for a dataset, and the storage that the second leads to."""
+@contextlib.contextmanager
+def kaggle(status=200, version=3, file=b"", archive=b""):
+    """The two calls of Kaggle's API that kagglehub makes for a dataset, and the storage that the second leads to.
 
-    def do_POST(self):
-        request, call = json.loads(self.rfile.read(int(self.headers["Content-Length"]))), self.path.rpartition("/")[2]
-        self.server.calls.append((call, request))
-        known = {"ref": train_gender.DATASET, "currentVersionNumber": self.server.version}
-        if self.server.status != 200:
-            self.reply(self.server.status, b"no luck")
-        elif call == "GetDataset":
-            self.reply(200, json.dumps(known).encode(), ("Content-Type", "application/json"))
-        else:  # as Kaggle does, to the storage
-            self.reply(302, b"", ("Location", "http://localhost:7777/storage/archive.zip"))
+    All on localhost, with a status, a latest version and an archive to answer with; gives the calls that it got.
+    """
+    from wsgiref.simple_server import WSGIRequestHandler, make_server
 
-    def do_GET(self):
-        digest = b64encode(hashlib.md5(self.server.archive).digest()).decode()
-        self.reply(200, self.server.archive, ("Accept-Ranges", "bytes"), ("x-goog-hash", f"md5={digest}"))
+    with zipfile.ZipFile(zipped := io.BytesIO(), "w") as members:
+        members.writestr("gender.csv", file)
+    known, calls = {"ref": train_gender.DATASET, "currentVersionNumber": version}, []
+    answers = {
+        "GetDataset": ("200 OK", ("Content-Type", "application/json"), json.dumps(known).encode()),
+        "DownloadDataset": ("302 Found", ("Location", "http://localhost:7777/storage/archive.zip"), b""),
+        "archive.zip": ("200 OK", ("Accept-Ranges", "bytes"), archive or zipped.getvalue()),
+    }
 
-    def reply(self, status, body, *headers):
-        self.send_response(status)
-        for header in (("Content-Length", str(len(body))), *headers):
-            self.send_header(*header)
-        self.end_headers()
-        self.wfile.write(body)
+    def answer(environ, start_response):
+        call = environ["PATH_INFO"].rpartition("/")[2]
+        if environ["REQUEST_METHOD"] == "POST":
+            calls.append((call, json.loads(environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"])))))
+        code, header, body = answers[call] if status == 200 else (f"{status} no luck", ("Age", "0"), b"")
+        start_response(code, [header])
+        return [body]
 
-    def log_message(self, *_):
-        pass
+    quiet = type("Quiet", (WSGIRequestHandler,), {"log_message": lambda *_: None})
+    with make_server("127.0.0.1", 7777, answer, handler_class=quiet) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
+        try:
+            yield calls
+        finally:
+            server.shutdown()  # returns when the thread is done
 
 
 @contextlib.contextmanager
-def kaggle(status=200, version=3, file=b"", archive=b""):
-    """Kaggle on localhost, answering with a status, a latest version and an archive; gives the calls that it got."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 7777), Kaggle) as server:
-        with zipfile.ZipFile(zipped := io.BytesIO(), "w") as members:
-            members.writestr("gender.csv", file)
-        server.status, server.version, server.calls = status, version, []
-        server.archive = archive or zipped.getvalue()
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
-        try:
-            yield server.calls
-        finally:
-            server.shutdown()  # returns when the thread is done
+def kagglehub_that(answers):
+    """In place of kagglehub a module that talks, and answers with a statement."""
+    module, talk = types.ModuleType("kagglehub"), "print('Downloading'), sys.stderr.write('bar')"
+    exec(f"import sys\ndef dataset_download(_):\n {talk}\n {answers}", vars(module))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "kagglehub", module)
+        yield
 
 
 def gender_source(capsys: Any, *options: object, warning: str = "") -> str:
@@ -4941,39 +4937,28 @@ def test_latest_version_comes_from_kaggle_and_where_kaggle_cannot_be_reached_fro
 
 
 @pytest.mark.usefixtures("kaggle_is_this_machine")
-@pytest.mark.parametrize(("server", "reason"), [
-    ({}, "ConnectionRefused|Connection refused|Max retries"), ({"status": 404}, "404"),
-    ({"archive": b"<html>please log in</html>\n"}, "Unsupported archive"),
-    ({"file": b"<html>please log in</html>\n"}, "gender.csv .*columns"), ({"file": b"a,b\n1,2\n"}, "columns"),
+@pytest.mark.parametrize(("kaggle", "answer", "reason"), [
+    (contextlib.nullcontext, {}, "ConnectionRefused|Connection refused|Max retries"),
+    (kaggle, {"status": 404}, "404"), (kaggle, {"archive": b"<html>please log in</html>\n"}, "Unsupported archive"),
+    *[(kaggle, {"file": file}, reason) for file, reason in [
+        (b"<html>please log in</html>\n", "gender.csv .*columns"), (b"a,b\n1,2\n", "columns")]],
+    *[(kagglehub_that, {"answers": answer}, reason) for answer, reason in [
+        ("raise SystemExit('please log in')", "SystemExit: please log in"), ("return None", "TypeError"),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt"), ("return '/nowhere'", "No such file"),
+        ("1 / 0", "ZeroDivisionError")]],
 ])  # fmt: skip
-def test_without_the_table_from_kaggle_auto_takes_the_sample_and_kaggle_is_an_error(capsys, server, reason):
+def test_without_the_table_from_kaggle_auto_takes_the_sample_and_kaggle_is_an_error(capsys, kaggle, answer, reason):
     for _ in range(2):  # what came is not taken from the cache either
-        with kaggle(**server) if server else contextlib.nullcontext():
+        with kaggle(**answer):
             assert gender_source(capsys, warning=NO_DATA.format(f".*({reason}).*")) == SAMPLE
             message = f"({reason}).*--csv FILE or --source sample"
             fails_with_one_sentence(capsys, train_gender, ["--source=kaggle"], message)
 
 
-@pytest.mark.usefixtures("kaggle_is_this_machine")
-@pytest.mark.parametrize(("answer", "reason"), [
-    ("raise SystemExit('please log in')", "SystemExit: please log in"), ("return None", "TypeError"),
-    ("raise KeyboardInterrupt", "KeyboardInterrupt"), ("return '/nowhere'", "No such file"),
-    ("1 / 0", "ZeroDivisionError"),
-])  # fmt: skip
-def test_whatever_kagglehub_does_and_says_is_a_reason_in_one_line(capsys, monkeypatch, answer, reason):
-    module = types.ModuleType("kagglehub")
-    talk = "print('Downloading'), sys.stderr.write('bar')"
-    exec(f"import sys\ndef dataset_download(_):\n {talk}\n {answer}", vars(module))
-    monkeypatch.setitem(sys.modules, "kagglehub", module)
-    assert gender_source(capsys, warning=NO_DATA.format(f".*{reason}.*")) == SAMPLE
-
-
 def test_a_silent_server_is_given_up_after_15_seconds_and_a_person_sees_the_waiting(tmp_path, kaggle_is_this_machine):
     """On a clock that is ten times as fast."""
-    faster = (
-        "threading.Thread.join = lambda self, time=None, wait=threading.Thread.join: wait(self, time and time / 10)"
-    )
-    program = f"import sys, threading, train_gender\n{faster}\nsys.exit(train_gender.main())"
+    faster = "Thread.join = lambda self, time=None, wait=Thread.join: wait(self, time and time / 10)"
+    program = f"import sys, train_gender\nfrom threading import Thread\n{faster}\nsys.exit(train_gender.main())"
     with socket.create_server(("127.0.0.1", 7777)):
         begin = time.monotonic()
         out, shown, code = on_a_terminal("-c", program, "--epochs", 2, "--json")
@@ -4983,13 +4968,11 @@ def test_a_silent_server_is_given_up_after_15_seconds_and_a_person_sees_the_wait
     assert re.search(NO_DATA.format("no answer within 15 s").strip("\\n"), shown)
 
 
-@pytest.mark.parametrize("script", [train_linear, train_gender])
-def test_commands_of_the_readme_run_as_printed_but_for_the_number_of_epochs(
-    capsys, request, tmp_path, monkeypatch, script
-):
-    if script is train_gender:
-        request.getfixturevalue("kaggle_is_this_machine")
-    name, found = script.__name__, {tuple(command) for command in commands_of(*PAGES)}
+@pytest.mark.usefixtures("kaggle_is_this_machine")
+@both
+def test_commands_of_the_readme_run_as_printed_but_for_the_number_of_epochs(capsys, tmp_path, monkeypatch, script):
+    found, name = {tuple(command) for command in commands_of(*PAGES)}, script.__name__
+    assert {command[0] for command in found if command[0].startswith("train_")} == {f"{s.__name__}.py" for s in TABLES}
     (tmp_path / "docs").mkdir()
     monkeypatch.chdir(tmp_path)
     commands = [options for script, *options in found if script == f"{name}.py"]
@@ -5000,10 +4983,7 @@ def test_commands_of_the_readme_run_as_printed_but_for_the_number_of_epochs(
     assert made.shape == kept.shape
 
 
-def test_commands_of_the_readme_name_the_extras_and_groups_of_the_project_and_both_scripts_alone():
-    assert {command[0] for command in commands_of(*PAGES) if command[0].startswith("train_")} == {
-        "train_linear.py", "train_gender.py",
-    }  # fmt: skip
+def test_commands_of_the_readme_name_the_extras_and_groups_of_the_project():
     named = re.findall(r"uv run --(?:with|group) '?([^' ]+)", "\n".join([page.read_text() for page in PAGES]))
     project = tomllib.loads((HERE / "pyproject.toml").read_text())
     extras = itertools.chain(*project["project"]["optional-dependencies"].values())
