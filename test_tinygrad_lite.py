@@ -3922,27 +3922,6 @@ def test_data_without_gradients_stays_lazy_and_repr_says_what_it_is():
     assert y.sum().item() == pytest.approx(np.sum(LEAVES["x"].T @ LEAVES["x"] + 1), rel=1e-5)
 
 
-def test_a_linear_fit_needs_one_computation_a_step_and_comes_out_as_with_numpy():
-    fits = []
-    for kind in (as_numpy, as_dask):
-        x, y = kind("x"), kind("y")[:, 0]
-        w, b = leaf(np.zeros(4)), leaf(0.0)
-        optimizer, losses = SGD([w, b], lr=0.1, momentum=0.5), []
-        for _ in range(5):
-            optimizer.zero_grad()
-            with nothing_is_fetched():
-                loss = ((x @ w + b - y) ** 2).mean()
-                loss.backward()
-            assert all(isinstance(g, type(x)) for g in (loss.data, w.grad, b.grad))
-            value, w.grad, b.grad = dask.compute(loss.data, w.grad, b.grad)  # the one
-            with nothing_is_fetched():
-                optimizer.step()
-            losses.append(value)
-        assert type(w.data) is type(b.data) is np.ndarray
-        fits.append([*losses, w.data, b.data])
-    check_close(*fits)
-
-
 # --- Bad input to the engine ------------------------------------------------------------------------------------------
 
 FIRST = defvjp(lambda xs: next(iter(xs)), lambda g, out, xs: g)
@@ -4073,14 +4052,9 @@ def test_array_element_assignment_of_a_tensor_is_refused_and_says_why():
     assert array.tolist() == [3.0, 0.0]
 
 
-def test_module_examples():
+def test_everything_public_has_an_example_that_prints_what_it_says_and_tells_what_it_raises():
     with np.errstate(all="ignore"):  # one divides by zero
-        results = doctest.testmod(tinygrad_lite, optionflags=doctest.ELLIPSIS)
-    assert results.attempted > 20
-    assert results.failed == 0
-
-
-def test_everything_public_has_an_example_and_says_what_it_raises():
+        assert doctest.testmod(tinygrad_lite, optionflags=doctest.ELLIPSIS).failed == 0
     tests = {test.name.removeprefix("tinygrad_lite."): test for test in doctest.DocTestFinder().find(tinygrad_lite)}
     assert [name for name in (*tinygrad_lite.__all__, "SGD.step", "SGD.zero_grad") if not tests[name].examples] == []
     silent = {name for name in tinygrad_lite.__all__ if "Raises\n" not in tests[name].docstring}
@@ -4440,7 +4414,7 @@ TABLES = {
     train_linear: pd.DataFrame({"x": COUNT, "y": 3 * COUNT + 7}),
     train_gender: pd.DataFrame(PEOPLE | {"Income (USD)": 1000 * COUNT}),
 }
-SHORT = {train_linear: ["--rows", 9], train_gender: ["--source", "sample", "--epochs", 9]}
+SHORT = {train_linear: "--rows 9", train_gender: "--source sample --epochs 9"}
 both = pytest.mark.parametrize("script", TABLES, ids=lambda script: script.__name__)
 
 
@@ -4485,7 +4459,7 @@ def bad_files(script: Any) -> dict[str, str]:
 BAD = [
     *[(s, f"{option} bad.csv", message, text) for s, option in ((train_linear, "--data"), (train_gender, "--csv"))
       for text, message in bad_files(s).items()],
-    *[(s, f"{' '.join(map(str, SHORT[s]))} --json --plot {path}", message, "") for s in TABLES
+    *[(s, f"{SHORT[s]} --json --plot {path}", message, "") for s in TABLES
       for path, message in (("no/x.png", "No such file"), ("x.what", "what"))],
     *[(train_linear, options, message, "") for options, message in [
         ("--rows 1", "too few"), ("--rows 99999999999999999999", "--rows"), ("--rows 1.5", "--rows.*1.5"),
@@ -4506,9 +4480,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("script", "options", "message", "text"), BAD)
-def test_scripts_refuse_bad_files_and_options_in_one_sentence(
-    capsys, tmp_path, monkeypatch, script, options, message, text
-):
+def test_scripts_refuse_bad_input_in_one_sentence(capsys, tmp_path, monkeypatch, script, options, message, text):
     monkeypatch.chdir(tmp_path)
     Path("bad.csv").write_text(text, "latin-1")
     fails_with_one_sentence(capsys, script, options.split(), message)
@@ -4516,7 +4488,7 @@ def test_scripts_refuse_bad_files_and_options_in_one_sentence(
 
 @both
 def test_output_that_cannot_be_written_is_one_sentence(script):
-    start = f"{sys.executable} {HERE / script.__name__}.py {' '.join(map(str, SHORT[script]))}"
+    start = f"{sys.executable} {HERE / script.__name__}.py {SHORT[script]}"
     for redirection, code in (">/dev/full", 2), (">&-", 2), ("| true", 2), ("2>&-", 0):
         command = ["bash", "-c", f"sleep 0; {start} {redirection}; exit ${{PIPESTATUS[0]}}"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -4555,7 +4527,7 @@ def test_a_bar_shows_how_far_a_long_run_is_and_ctrl_c_ends_it_with_the_report_so
     out, shown, code = on_a_terminal(HERE / f"{script.__name__}.py", *options, until=bar)
     assert (code, "%" in out, "Traceback" in shown, bool(re.search(bar, shown))) == (130, False, False, True)
     assert re.search(last, out.splitlines()[-1])
-    out, shown, code = on_a_terminal(HERE / f"{script.__name__}.py", *SHORT[script])
+    out, shown, code = on_a_terminal(HERE / f"{script.__name__}.py", *SHORT[script].split())
     assert (shown.strip(" \r"), code) == ("", 0)  # no bar in a short run
     assert script is train_gender or re.search(r"fitted +y = 1\.000000 x", out)
 
@@ -4564,7 +4536,7 @@ def test_a_bar_shows_how_far_a_long_run_is_and_ctrl_c_ends_it_with_the_report_so
 def test_plots_are_pictures_of_all_that_is_asked(capsys, tmp_path, monkeypatch, script):
     pyplot = matplotlib.pyplot
     pyplot.close("all")
-    report(capsys, script, *SHORT[script], "--plot", tmp_path / "picture.png")
+    report(capsys, script, *SHORT[script].split(), "--plot", tmp_path / "picture.png")
     pixels = matplotlib.image.imread(tmp_path / "picture.png")
     assert min(pixels.shape[:2]) > 300
     assert len(pyplot.get_fignums()) == 1
@@ -4575,7 +4547,7 @@ def test_plots_are_pictures_of_all_that_is_asked(capsys, tmp_path, monkeypatch, 
     assert all(axes.get_xlabel() and axes.get_ylabel() for axes in (left, right))
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.delitem(sys.modules, "matplotlib.pyplot")
-    fails_with_one_sentence(capsys, script, [*SHORT[script], "--plot", "x.png"], "matplotlib")
+    fails_with_one_sentence(capsys, script, [*SHORT[script].split(), "--plot", "x.png"], "matplotlib")
 
 
 # --- train_linear.py --------------------------------------------------------------------------------------------------
@@ -4626,19 +4598,17 @@ def test_linear_finds_the_line_of_any_data_with_the_default_options(capsys, tmp_
 @pytest.mark.parametrize("options", [
     "", "--rows 5", "--rows 5000 --batch-size 999", "--rows 1000 --batch-size 64", "--rows 1000000 --batch-size 1000",
     "--rows 300 --eager", "--rows 60 --eager --batch-size 7"])  # fmt: skip
-def test_linear_finds_the_line_of_the_rows_that_it_makes(capsys, options):
-    found = report(capsys, train_linear, *options.split())
-    assert [found["slope"], found["intercept"]] == pytest.approx([1, -1], rel=5e-7)
-    assert found["epochs"] == 50
-
-
-def test_linear_reports_its_line_and_the_least_squares_line_and_warns_where_they_differ(capsys, tmp_path):
-    rng, file = np.random.default_rng(0), tmp_path / "saved.csv"
-    out, err = printed(capsys, train_linear, "--rows", 500, "--save-data", file)
+def test_linear_finds_and_shows_the_line_of_the_rows_that_it_makes(capsys, options):
+    out, err = printed(capsys, train_linear, *options.split())
     *epochs, fitted, best = out.splitlines()
     assert (err, len(epochs)) == ("", 50)
     for line, name in (fitted, "fitted"), (best, "least squares"):
         assert re.fullmatch(rf"{name} +y = 1\.000000 x - 1\.000000 +\(root mean squared error \S+\)", line)
+
+
+def test_linear_reports_its_line_and_the_least_squares_line_and_warns_where_they_differ(capsys, tmp_path):
+    rng, file = np.random.default_rng(0), tmp_path / "saved.csv"
+    assert report(capsys, train_linear, "--rows", 500, "--save-data", file)["epochs"] == 50
     np.testing.assert_array_equal(pd.read_csv(file), np.c_[np.arange(500), np.arange(500) - 1])
     x = rng.uniform(-400, 900, 300)
     y = 2e5 - 30 * x + rng.normal(0, 2000, 300)
@@ -4687,35 +4657,29 @@ def parts(tmp_path) -> list[str]:
     return sorted(map(str, tmp_path.glob("part-*.csv")))
 
 
-def close_clients() -> None:
-    for client in [*distributed.client._global_clients.values()]:
-        client.close()
-
-
 @pytest.fixture
 def address(cluster) -> Any:
     yield cluster.scheduler_address
-    close_clients()
+    for client in [*distributed.client._global_clients.values()][::-1]:  # each brings back the settings before it
+        client.close()
 
 
-def agree_with_one_machine(capsys: Any, options: Any, *wheres: Any) -> None:
+def agree_with_one_machine(capsys: Any, options: Any, where: Any) -> None:
     """The numbers of a run on Dask, wherever it is, are those of one without it."""
-    one = report(capsys, train_linear, *options)
-    for where in wheres:
-        other = report(capsys, train_linear, *options, "--dask", *where)
-        close_clients()  # or the next run without an address is on that cluster, too
-        assert one.keys() == other.keys()
-        for what in ("slope", "intercept", "rmse", "rows", "epochs"):
-            assert other[what] == pytest.approx(one[what], rel=1e-10, abs=1e-10 * abs(one["intercept"])), what
+    one, other = (report(capsys, train_linear, *options, *way) for way in ([], ["--dask", *where]))
+    assert one.keys() == other.keys()
+    for what in ("slope", "intercept", "rmse", "rows", "epochs"):
+        assert other[what] == pytest.approx(one[what], rel=1e-10, abs=1e-10 * abs(one["intercept"])), what
 
 
 @pytest.mark.parametrize("way", [(), ("--eager",)])
 def test_linear_on_a_cluster_comes_to_the_numbers_of_one_machine(capsys, address, parts, way):
-    for data in ["--data", *parts, "--batch-size", 4_000], ["--rows", 2_100_000, "--batch-size", 1_500_000]:
-        agree_with_one_machine(capsys, [*data, "--epochs", 2, *way], [], [address])
+    for where in [], [address]:  # in this order: once there is a client, a run without an address takes it
+        agree_with_one_machine(capsys, ["--data", *parts, "--batch-size", 4_000, "--epochs", 2, *way], where)
 
 
-def test_linear_sends_one_graph_a_step_whose_size_stays_and_no_row_comes_back(capsys, address, monkeypatch):
+@pytest.mark.parametrize("way", [(), ("--eager",)])
+def test_linear_sends_one_graph_a_step_whose_size_stays_and_no_row_comes_back(capsys, address, monkeypatch, way):
     sizes, compute = [], dask.compute
 
     def counted(*values: Any) -> Any:
@@ -4725,7 +4689,7 @@ def test_linear_sends_one_graph_a_step_whose_size_stays_and_no_row_comes_back(ca
         return found
 
     monkeypatch.setattr(dask, "compute", counted)
-    options = ["--rows", 5_000_000, "--batch-size", 2_500_000, "--epochs", 3]
+    options = ["--rows", 5_000_000, "--batch-size", 2_500_000, "--epochs", 3, *way]
     agree_with_one_machine(capsys, options, [address])
     # Mean, deviation, the yardstick and two errors; then two steps and an error, three times.
     assert len(sizes) == 5 + 3 * 3
@@ -4819,9 +4783,8 @@ def test_linear_model_settles_on_least_squares_and_yardsticks_are_right(capsys, 
         weights = np.linalg.solve(a.T @ a, a.T @ train[target].to_numpy())  # in dollars, by the normal equations
         for part, rows in (("train", train), ("test", test)):
             error = rows[target] - rows[columns] @ weights
-            spread = ((rows[target] - rows[target].mean()) ** 2).sum()
-            mse = (error**2).mean() / np.ptp(train[target]) ** 2
-            expected = {"mse": mse, "mae_usd": error.abs().mean(), "r2": 1 - (error**2).sum() / spread}
+            mse, r2 = (error**2).mean() / np.ptp(train[target]) ** 2, 1 - (error**2).mean() / rows[target].var(ddof=0)
+            expected = {"mse": mse, "mae_usd": error.abs().mean(), "r2": r2}
             assert found[name][part] == pytest.approx(expected, rel=1e-8, abs=1e-12)
     for part in ("train", "test"):
         assert found["model"][part]["mse"] == pytest.approx(found["least_squares"][part]["mse"], rel=0.01)
