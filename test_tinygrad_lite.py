@@ -3871,7 +3871,7 @@ def test_gradients_keep_the_dtype_of_the_argument_under_jit_where_the_loss_has_a
         np.testing.assert_allclose(compiled, eager, rtol=20 * np.finfo(dtype).eps)
 
 
-# --- Models -----------------------------------------------------------------------------------------------------------
+# --- Models on arrays of other libraries ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
@@ -4037,7 +4037,6 @@ def test_what_an_error_says_to_do_computes_the_same_with_the_same_gradient(name)
 
 
 def test_no_message_gives_an_advice_that_changes_a_result():
-    """What advises to drop something says when that is meant."""
     texts = [str(node.value) for node in ast.walk(ast.parse(SOURCE)) if isinstance(node, ast.Constant)]
     lines = [text for text in texts if "\n" not in text]
     assert len(lines) > 100
@@ -4640,9 +4639,6 @@ def test_linear_steps_are_those_of_gradient_descent_by_hand_in_the_order_of_the_
         assert found["intercept"] == pytest.approx(y.mean() + b * y.std() - slope * x.mean(), rel=1e-12)
 
 
-# On a cluster: a real one, of two worker processes on this machine (the fixture on top).
-
-
 @pytest.fixture
 def parts(tmp_path) -> list[str]:
     """Part files, of several lengths, one without rows, one with quirks."""
@@ -4790,8 +4786,7 @@ def test_linear_model_settles_on_least_squares_and_yardsticks_are_right(capsys, 
 
 
 def test_hidden_layer_fits_better_than_any_line_and_jit_and_backward_train_alike(capsys, tmp_path):
-    table = train_gender.sample()
-    valley = table.assign(**{"Gender": "male", "Income (USD)": (table["Age"] - 40) ** 2})
+    valley = train_gender.sample().assign(**{"Gender": "male", "Income (USD)": lambda rows: (rows["Age"] - 40) ** 2})
     valley.loc[:60, "Gender"] = "female"
     options = "--csv", write(tmp_path / "valley.csv", valley.to_csv().encode()), "--hidden=8", "--epochs=400"
     found, eager = (report(capsys, train_gender, *options, *way) for way in ((), ("--eager",)))
@@ -4813,9 +4808,8 @@ def test_gender_report_is_a_table_of_models_and_five_test_rows(capsys):
 @pytest.fixture
 def kaggle_is_this_machine(tmp_path, monkeypatch):
     """kagglehub talks to localhost:7777, knows no credentials, and keeps its cache in a temporary folder."""
-    for name in {*os.environ}:
-        if name.startswith(("KAGGLE", "COLAB", "TBE_")) or "PROXY" in name.upper():
-            monkeypatch.delenv(name)
+    for name in filter(re.compile("KAGGLE|COLAB|TBE_|(?i:.*PROXY)").match, {*os.environ}):
+        monkeypatch.delenv(name)
     monkeypatch.setenv("PYTHONUSERBASE", site.getuserbase())  # stays where it was when HOME moves
     for name in ("HOME", "USERPROFILE", "KAGGLE_CONFIG_DIR"):
         monkeypatch.setenv(name, str(tmp_path / "home"))
