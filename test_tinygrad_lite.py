@@ -4418,7 +4418,6 @@ both = pytest.mark.parametrize("script", TABLES, ids=lambda script: script.__nam
 @both
 def test_scripts_read_a_file_whatever_its_layout(capsys, tmp_path, script):
     text = TABLES[script].to_csv(index=False)
-    backwards = TABLES[script].assign(note='a, "b"\nc').iloc[:, ::-1].to_csv(index=False)
     files = {
         "bom.csv": text.encode("utf-8-sig"),
         "utf-16.csv": text.encode("utf-16"),
@@ -4426,7 +4425,7 @@ def test_scripts_read_a_file_whatever_its_layout(capsys, tmp_path, script):
         "zipped.csv": gzip.compress(text.encode()),
         "blanks.csv": text.replace(",", " , ").replace("\n", "\r\n\r\n").encode(),
         "commas.csv": text.replace("\n", ",\n").encode(),
-        "backwards.csv": backwards.encode(),
+        "backwards.csv": TABLES[script].assign(note='a, "b"\nc').iloc[:, ::-1].to_csv(index=False).encode(),
     }
     expected = script.read(write(tmp_path / "plain.csv", text.encode()))
     numbers = TABLES[script].replace({"male": "1", "Female": "0"}).astype(float).to_numpy()
@@ -4841,12 +4840,10 @@ def kaggle(status=200, version=3, file=b"", archive=b""):
         return [body]
 
     quiet = type("Quiet", (WSGIRequestHandler,), {"log_message": lambda *_: None})
-    with make_server("127.0.0.1", 7777, answer, handler_class=quiet) as server:
+    with make_server("127.0.0.1", 7777, answer, handler_class=quiet) as server, contextlib.ExitStack() as at_the_end:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
-        try:
-            yield calls
-        finally:
-            server.shutdown()  # returns when the thread is done
+        at_the_end.callback(server.shutdown)  # returns when the thread is done
+        yield calls
 
 
 @contextlib.contextmanager
