@@ -1040,6 +1040,16 @@ def test_threads_differentiate_functions_and_join_ever_more_arrays_at_the_same_t
     assert results == {n: [12.0 * k * k * n for k in range(50)] + sums for n in range(4)}
 
 
+def test_what_other_threads_begin_while_one_is_on_the_way_back_does_not_disturb_it():
+    with contextlib.ExitStack() as at_the_end:
+
+        def rule(g, *_):
+            in_threads(lambda _: at_the_end.enter_context(no_grad()), 1)
+            return g
+
+        assert grad(lambda x: defvjp(lambda x: x + 0, rule)(x * 2))(1.0) == 2.0
+
+
 def test_threads_that_come_to_the_same_leaf_lose_nothing():
     x = leaf(np.ones(20_000))
     losses = [(x * i).sum() for i in range(800)]

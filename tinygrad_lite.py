@@ -584,7 +584,7 @@ def _backward(root, g, create_graph=False, stop=1):
     """
     gradients = {root[0]: g}
     leaves: dict[int, list] = {} if root[1] else {root[0]: root[2]}
-    node, heap, observer = root if root[1] else None, [], _detours and _thread.observer  # type: ignore
+    node, heap, observer = root if root[1] else None, [], _thread.observer if _detours else None  # type: ignore
     while node and node[0] < stop:
         order, row, parents, values, out, options = node
         g, vjps = gradients.pop(order), row.vjps
