@@ -4271,8 +4271,9 @@ def test_table_of_peers_says_what_they_do_with_an_ordinary_function():
     assert f"| tinygrad_lite {numbers}" in text
     assert f"| HIPS autograd 1.9 {numbers}" in text
     assert f"| MyGrad 2.3 | TypeError: {refusal} | has none |" in text
-    np.testing.assert_allclose(autograd.grad(energy)(w), slope, atol=6e-4)
-    np.testing.assert_allclose(autograd.hessian(energy)(w), curvature, atol=6e-4)
+    if importlib.metadata.version("autograd").startswith("1.9."):  # before, it was an error
+        np.testing.assert_allclose(autograd.grad(energy)(w), slope, atol=6e-4)
+        np.testing.assert_allclose(autograd.hessian(energy)(w), curvature, atol=6e-4)
     if importlib.util.find_spec("mygrad"):
         with pytest.raises(TypeError, match=refusal):
             energy(importlib.import_module("mygrad").tensor(w))
