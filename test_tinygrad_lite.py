@@ -4571,6 +4571,7 @@ def test_plots_are_pictures_of_all_that_is_asked(capsys, tmp_path, monkeypatch, 
     assert all(axes.get_xlabel() and axes.get_ylabel() for axes in (left, right))
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.delitem(sys.modules, "matplotlib.pyplot")
+    monkeypatch.setattr(script, "load", lambda _: pytest.fail("data was read before that"))
     fails_with_one_sentence(capsys, script, [*SHORT[script].split(), "--plot", "x.png"], "matplotlib")
 
 

@@ -120,6 +120,8 @@ def measure(predicted, y, dollars):
 @np.errstate(all="ignore")  # an overflow shows in the loss
 def fit(options):
     """Train and report; returns the exit code."""
+    if options.plot is not None:
+        from matplotlib import pyplot  # before the work, lest it be done for nothing
     table, source = load(options)
     say = (lambda *text: None) if options.json else print
     test, rng = table.sample(frac=options.test_fraction, random_state=options.seed), np.random.default_rng(options.seed)
@@ -133,8 +135,7 @@ def fit(options):
     say(f"source: {source}\nrows: {len(rows['train'])} for training, {len(test)} for testing")
 
     shapes = [(3, options.hidden), (options.hidden, 1)] if options.hidden else [(3, 1)]
-    arrays = [array for n, m in shapes for array in (rng.normal(0, n**-0.5, (n, m)), np.zeros(m))]
-    parameters = [Tensor(array, requires_grad=True) for array in arrays]
+    parameters = [Tensor(x, requires_grad=True) for n, m in shapes for x in (rng.normal(0, n**-0.5, (n, m)), [0.0] * m)]
     optimizer, losses = SGD(parameters, lr=options.lr, momentum=options.momentum), []
     slopes = jit(lambda x, y: grad(squared_error)(parameters, x, y))
     x, y = parts["train"]
@@ -170,8 +171,6 @@ def fit(options):
     if options.json:
         print(json.dumps({"source": source, "epochs": len(losses) - 1, "interrupted": code > 0, **found}))
     if options.plot is not None:
-        from matplotlib import pyplot
-
         figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
         pd.DataFrame(losses).plot(ax=left, logy=True, xlabel="epoch", ylabel="mean squared error of scaled data")
         guesses.plot.scatter(COLUMNS[3], "Predicted", ax=right)

@@ -98,6 +98,8 @@ def descend_eagerly(w, b, x, y, lr):
 @np.errstate(all="ignore")  # an overflow shows in the loss
 def fit(options):
     """Train and report; returns the exit code."""
+    if options.plot is not None:
+        from matplotlib import pyplot  # before the work, lest it be done for nothing
     data, compute = load(options)
     if (rows := data.shape[1]) < 5:
         raise ValueError(f"{rows} rows are too few: there must be 5")
@@ -123,9 +125,8 @@ def fit(options):
     starts, rng, is_lazy = range(0, rows, n), np.random.default_rng(options.seed), options.dask
     (best,), show = compute((x * y).mean()), (lambda text: None) if options.json else print
     lines, yardstick = [line(w, b)], line(best, 0.0)
-    step = descend_eagerly if options.eager else jit(descend)
-    if n == 1 and not options.eager:
-        step = step.lower(w, b, zero, zero, lr)  # type: ignore[union-attr]  # all examples are alike
+    # Examples are all alike, so that the code for one needs no look at the next.
+    step = descend_eagerly if options.eager else jit(descend) if n > 1 else jit(descend).lower(w, b, zero, zero, lr)
     with contextlib.suppress(KeyboardInterrupt):
         # The rate falls to 0, so that noise averages out.
         for epoch, rate in enumerate(lr * (1 - np.linspace(0, 1, options.epochs, endpoint=False) ** 2), 1):
@@ -150,8 +151,6 @@ def fit(options):
     if np.hypot(w - best, b) > 0.01:
         print("warning: this is not the least-squares line yet: try more --epochs, or no --lr", file=sys.stderr)
     if options.plot is not None:
-        from matplotlib import pyplot
-
         figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
         pd.DataFrame(lines).plot(y="rmse", ax=left, logy=True, xlabel="epoch", ylabel="root mean squared error")
         ((x, y),) = compute(data[:, :: -(-rows // 1000)])
