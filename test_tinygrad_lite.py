@@ -810,7 +810,7 @@ def test_second_backward_accumulates_on_leaves_only_in_arrays_to_write_into():
     x = leaf(2.0)
     y = x * x
     z = y * y
-    for result, expected in ((z, 32.0), (z, 64.0), (y, 68.0)):
+    for result, expected in ((z, 32.0), (z, 64.0), (y, 68.0), (x, 69.0)):
         result.backward()
         assert (type(x.grad), x.grad, y.grad) == (np.ndarray, expected, None)
     x.grad[...] = 5.0
