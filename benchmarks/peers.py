@@ -5,12 +5,12 @@
     uv run --group bench benchmarks/peers.py --functions
 
 Each program of ``programs.py`` first does the work once in a process of its own, where its results are compared with
-those of NumPy code written by hand. Then pyperf takes the time of those that survive, by turns and in new processes, so
-that all meet the same machine. Tables show the median time of a run, also as a multiple of that of the code by hand,
-and of ``tinygrad_lite`` without ``jit``. Memory is how far the first run raised the peak of the process's resident set,
-so what ``jit`` needs to make its code is a part of it; outside Linux, which can forget earlier peaks, these may hide a
-part of it. JAX runs without ``jit`` in the chains of multiplications, which are Python loops everywhere. "source" is
-what ``jit`` prints, compiled by numba, or by JAX with its functions in place of NumPy's.
+those of NumPy code written by hand. Then pyperf takes the time of those that survive, by turns and in new processes,
+so that all meet the same machine. Tables show the median time of a run of the code by hand, and those of the others as
+multiples of it. Memory is how far the first run raised the peak of the process's resident set, so what ``jit`` needs
+to make its code is a part of it; outside Linux, which can forget earlier peaks, these may hide a part of it. JAX runs
+without ``jit`` in the chains of multiplications, which are Python loops everywhere. "source" is what ``jit`` prints,
+compiled by numba, or by JAX with its functions in place of NumPy's.
 
 A peer that is not installed is left out. PyTorch is not in the group, as its default wheel is gigabytes: install it
 beside the group for its rows. NumPy takes as many threads as it does by default. A run of all workloads, with 5 turns
@@ -35,7 +35,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
@@ -93,12 +92,6 @@ def duration(x: float) -> str:
     return f"{times(x)} s" if x >= 1 else f"{times(1e3 * x)} ms" if x >= 1e-3 else f"{times(1e6 * x)} us"
 
 
-def show(name: str, measured: dict[str, dict[str, Any]]) -> None:
-    frame = pd.DataFrame.from_dict(measured, orient="index").rename(columns={"ratio": "/ by hand"})
-    frame["/ tinygrad_lite"] = frame["seconds"] / frame["seconds"]["tinygrad_lite"]
-    print(f"\n{name}\n{frame.to_string(float_format='{:.4g}'.format, na_rep='')}", flush=True)
-
-
 def table(results: dict[str, Any]) -> str:
     """For the README: the time of code by hand, and of programs as multiples of it; memory as it is."""
     workloads = results["workloads"]
@@ -126,11 +119,10 @@ def draw(results: dict[str, Any], path: Path) -> None:
         labels.append(textwrap.fill(name, 44) + (f"\nnot {textwrap.fill(failed, 36)}" if failed else ""))
         axes.axhspan(row - 0.5, row + 0.5, color="#f2f2f2" if row % 2 else "white", zorder=0)
     for i, (program, (_, colour, marker)) in enumerate(PROGRAMS.items()):
-        x = [m.get(program, {}).get("seconds") or np.nan for m in workloads.values()]
+        x = [m.get(program, {}).get("seconds", np.nan) / m["tinygrad_lite"]["seconds"] for m in workloads.values()]
         if not np.isnan(x).all():
-            ratios = np.divide(x, [m["tinygrad_lite"]["seconds"] for m in workloads.values()])
             rows = np.arange(len(x)) + 0.07 * (i - (len(PROGRAMS) - 1) / 2)
-            axes.plot(ratios, rows, marker, color=colour, markersize=7, label=program)
+            axes.plot(x, rows, marker, color=colour, markersize=7, label=program)
     axes.axvline(1, color="#0072B2", linewidth=0.8, zorder=1)
     axes.set(xscale="log", yticks=range(len(labels)), yticklabels=labels, ylim=(len(labels) - 0.5, -0.5))
     axes.set_xlabel("time as a multiple of tinygrad_lite's without jit: left of 1 is faster")
@@ -183,7 +175,7 @@ def main() -> None:
         if workload.number in options.workloads:
             programs = [program for program in workload.programs if not program or modules[program] in versions]
             results["workloads"][name], here = measure(name, programs, options.turns)
-            show(name, results["workloads"][name])
+            print(f"\n{table({'workloads': {name: results['workloads'][name]}})}", flush=True)
     results |= {"processor": here.get("cpu_model_name", "?"), "cores": here["cpu_count"]}
     results["python"] = here["python_version"].split()[0]
     print(f"\nnot installed: {', '.join({*modules.values()} - {*versions}) or 'none'}")
