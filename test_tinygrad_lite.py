@@ -470,7 +470,8 @@ CATALOGUE = table("""
         "ij,kj->ik", X, X, optimize=False; X, [0, 1], A(3, 2), [1, 2], [0, 2]; N, [..., 0], A(2), [0], [...];
         X, [0, 1], V, [1], [], optimize=True; "ij,kl->ij", X, A(2, 2); "ij,jk", X, INTS.T;
         "ij,j", {INTS/LIST/INTS > 2}, V; !"j,j->", V, {A(1)/np.ones(1)}; !"ij,jk->ik", X, A(1, 2);
-        !"ij,ij->", A(1, 3), X; "ab,Ab->aA", X, X; "ii,jk->jk", A(2, 2), X, optimize=["einsum_path", (0, 1)];
+        !"ij,ij->", A(1, 3), X; "ab,Ab->aA", X, X; "iiA->A", A(2, 2, 3);
+        "ii,jk->jk", A(2, 2), X, optimize=["einsum_path", (0, 1)];
         "ij,jk->ki", X, np.ones((3, 2)) | "{i/ij->k/ij->ii/ij,jk/ii}", X; "ij,jk", X, X; "i,i", V, A(2)
     # Linear algebra.
     linalg.inv linalg.det linalg.slogdet: M | MM; matrix(2, 1, 2, 2); matrix(1, 1) | X; V; N
