@@ -2899,6 +2899,7 @@ def test_a_plain_function_with_a_rule_goes_through_grad_and_keywords():
 
     softplus = defvjp(stable, lambda g, out, x, scale=1.0: g * (1 / (1 + np.exp(-x)) + (scale - 1) * (x > 0)))
     x = np.array([-1.0, 0.5])
+    assert grad(softplus)(0.5) == pytest.approx(1 / (1 + math.exp(-0.5)))
     assert gradcheck(softplus, x)
     assert gradcheck(lambda x: softplus(scale=2.0, x=x), x)
     for scale in (2, 3, 2):
