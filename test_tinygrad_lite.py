@@ -997,7 +997,7 @@ def test_a_function_with_a_rule_that_fails_is_called_once_and_errors_of_a_progra
     for args, options, error, message in (
         ((x,), {}, ValueError, r"no of shapes \(2,\): no$"),
         ((x,), {"error": json.JSONDecodeError("no", "", 3)}, json.JSONDecodeError, r"^no: line 1 column 4"),
-        (([1.0], leaf(2.0)), {}, TypeError, "no derivative rule for argument 1"),
+        (([1.0], leaf(2.0)), {}, TypeError, r"no takes Tensors .* at positions \[0\]"),
         ((x,), {"y": 1}, TypeError, "y"),
     ):
         calls.clear()
@@ -1230,8 +1230,8 @@ WRONG: list[tuple[Any, str, str]] = [
     (ValueError, "axis", "{Tensor/leaf}(0.0).{sum/mean/max/min/prod/var/std}(axis=3)"
      "; {Tensor/leaf}(ONES).{sum/mean/max/min/prod/var/std}(axis={5/-3/(0, 0)})"),
     (ZeroDivisionError, "by zero", "(defvjp(lambda x: x + 0, lambda *_: 1 / 0)(T * 1) + T).sum().backward()"),
-    (TypeError, "no derivative rule for argument 0", "defvjp(lambda x, y=2.0: x * y, None, lambda g, *_, y=2.0: g)(T)"),
-    (TypeError, "no derivative rule for argument 1", "defvjp(lambda x, y: x + y, lambda g, *_: g)(1.0, T)"),
+    (TypeError, r"at positions \[1\]", "defvjp(lambda x, y=2.0: x * y, None, lambda g, *_, y=2.0: g)(T)"),
+    (TypeError, r"at positions \[0\]", "defvjp(lambda x, y: x + y, lambda g, *_: g)(1.0, T)"),
     ((TypeError, AttributeError), r"_Unread|reads \.sum of a parameter whose name",
      "defvjp(lambda x: x * 2.0, lambda g, out, _x: {g * _x/g * len(_x)/g * _x[0]/g * _x.sum()/g * np.sum(_x)/[*_x]})"
      "(leaf(np.ones(20_000))).sum().backward()"),
@@ -1315,7 +1315,7 @@ def test_of_a_ufunc_defvjp_replaces_the_rule_also_for_operators_and_the_old_one_
     another_engine.defvjp(np.add, lambda g, out, x, y: g)
     y = another_engine.Tensor(1.0, requires_grad=True)
     for call in (lambda: 1 + y, lambda: np.add(1, y), lambda: y + y):
-        with pytest.raises(TypeError, match=r"np\.add has no derivative rule for argument 1"):
+        with pytest.raises(TypeError, match=r"np\.add takes Tensors .* at positions \[0\]: detach"):
             call()
     (y + 1).backward()
     assert y.grad == 1.0
@@ -1838,7 +1838,7 @@ UNKNOWN = {
     "has no.* identity|does not have an identity": "np.max(t, where=[True, False])",
     "nonsense": "np.take(t, 9, mode='nonsense')",
     r"np\.linspace .* takes no retstep": "np.linspace(t, 1, 3, retstep=True)",
-    r"np\.where .* argument 0": "np.select([t], [t])",
+    r"np\.where .* positions \[1, 2\]": "np.select([t], [t])",
     r"cannot be written to.*np\.sort": "t.sort()",
     "not data of dtype complex128: use .real and .imag": "t * 1j",
     r"np\.add\b": "np.add(1.0, [1.0, 2.0], out=t); np.add.at(t, [0], 1.0)",
@@ -4011,13 +4011,13 @@ ERRORS: list[tuple[type[Exception], str, *tuple[str, ...]]] = [
     (TypeError, r"takes a function.*not 3", "defvjp(3, lambda g: g)"),
     (TypeError, r"rules of g, the result and every", "defvjp(lambda x: x * x, lambda g, x: g)",
      "defvjp(np.add, None, lambda g, out, x: g)"),
-    (TypeError, r"one by one, by position: no list, dict or key", "FIRST({'a': leaf(1.0)})", "FIRST([leaf(1.0)] * 2)",
+    (TypeError, r"one by one, at positions \[0\]: detach\(\)", "FIRST({'a': leaf(1.0)})", "FIRST([leaf(1.0)] * 2)",
      "np.sum(leaf([1.0]), axis=leaf(0.0))"),
     (TypeError, r"shape", "np.reshape(leaf(1.0))"),
     (TypeError, r"np\.fft\.fft has no .*defvjp.* give it t\.data where", "np.fft.fft(leaf([1.0]))"),
     (TypeError, r"^gamma has no .*with defvjp\(gamma, ", "scipy.special.gamma(leaf(1.0))"),
     (TypeError, r"np\.savez has.*give it t\.data", "np.savez(io.BytesIO(), t=Tensor([1.0]))"),
-    (TypeError, r"np\.where.*argument 0: detach\(\)", "np.where(leaf([1.0]), 1.0, 2.0)"),
+    (TypeError, r"np\.where.*positions \[1, 2\]: detach\(\)", "np.where(leaf([1.0]), 1.0, 2.0)"),
     (TypeError, r"unsupported operand", "leaf(1.0) + 'a'", "object() * leaf(1.0)"),
     (TypeError, r"len\(\) of unsized", "len(leaf(1.0))", "list(leaf(1.0))"),
     (TypeError, r"graph, which np\.copy\(t\) keeps.*detach", "copy.deepcopy(leaf(1.0) * 2)"),

@@ -178,9 +178,6 @@ class _Row:
                 return NotImplemented
             args = [x if isinstance(x, (Tensor, int, float)) else _as_value(x) for x in args]
         nodes = tuple([x._node if isinstance(x, Tensor) and _thread.recording else None for x in args])
-        for i, node in enumerate(nodes if self.vjps else ()):
-            if node and (i >= len(self.vjps) or self.vjps[i] is None):
-                raise TypeError(f"{_name(self.function)} has no derivative rule for argument {i}: detach() a constant")
         order, (values, named) = _next_order(), self.plain(args, options)
         observed = _thread.observer and _thread.observer.compute(self, order, compute, args, options)
         values, out = observed or (values, compute(*values, **named))
@@ -854,8 +851,9 @@ class _Function(_Row):
                 is_weak = isinstance(args[0], Tensor) and args[0]._value.__class__ is float
                 args = [args[0].astype(float) if is_weak else _as_array(args[0]), *args[1:]]
             return self.expression(*args, **options)
-        if len(live) > len([x for x in args if getattr(x, "_node", None)]):
-            raise TypeError(f"{_name(self.function)} takes Tensors one by one, by position: no list, dict or keyword")
+        if len(live) > len([x for x, vjp in zip(args, self.vjps, strict=False) if vjp and getattr(x, "_node", None)]):
+            ruled = [i for i, vjp in enumerate(self.vjps) if vjp]
+            raise TypeError(f"{_name(self.function)} takes Tensors one by one, at positions {ruled}: detach() others")
         try:
             if not foreign:
                 return super().call(compute, args, options)
