@@ -847,9 +847,8 @@ class _Function(_Row):
             args, options = self.arrange(args, options)
         if expressed:
             # NumPy makes an array of a Python float at first place, but ufuncs only if they are given nothing else.
-            if args and (not is_ufunc or all(_value_of(x).__class__ in _python for x in args)):
-                is_weak = isinstance(args[0], Tensor) and args[0]._value.__class__ is float
-                args = [args[0].astype(float) if is_weak else _as_array(args[0]), *args[1:]]
+            if args and all(_value_of(x).__class__ in _python for x in (args if is_ufunc else args[:1])):
+                args = [args[0].astype(float) if isinstance(args[0], Tensor) else _as_array(args[0]), *args[1:]]
             return self.expression(*args, **options)
         if len(live) > len([x for x, vjp in zip(args, self.vjps, strict=False) if vjp and getattr(x, "_node", None)]):
             ruled = [i for i, vjp in enumerate(self.vjps) if vjp]
