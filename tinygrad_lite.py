@@ -785,9 +785,7 @@ def _map(f, tree):
     items: Any = {key: _map(f, x) for key, x in tree.items()} if isinstance(tree, dict) else [_map(f, x) for x in tree]
     if isinstance(tree, tuple):
         return getattr(tree, "_make", type(tree))(items)
-    if type(tree) is type(items):
-        return items
-    new: Any = copy.copy(tree)  # of the user's own type, and given the other items
+    new: Any = copy.copy(tree)  # of the user's own type perhaps, and given the other items
     type(items).__init__(new, items)
     if type(tree).__dictoffset__ and vars(tree) is tree:  # items that are attributes, too
         new.__dict__ = new
@@ -869,7 +867,7 @@ class _Function(_Row):
             raise type(error)(f"{_name(self.function)} of shapes {shapes}: {str(error).strip()}") from None
 
     def plain(self, args, options):
-        return _map(_value_of, tuple(args)), options and _map(_value_of, options)
+        return _map(_value_of, tuple(args)), {name: _map(_value_of, x) for name, x in options.items()}
 
     def result(self, order, nodes, values, out, options=None):
         if not (self.vjps and any(nodes)):
