@@ -350,8 +350,7 @@ class Tensor(_Anything):
 
     @data.setter
     def data(self, data: Any) -> None:
-        _seen(self, "setting .data")
-        self._value = self._fitted(data, ".data", casting="same_kind", copy=False)
+        _seen(self, "setting .data")._value = self._fitted(data, ".data", casting="same_kind", copy=False)
 
     @property
     def requires_grad(self) -> bool:
@@ -386,21 +385,18 @@ class Tensor(_Anything):
         array([2., 4.])
         """
         node = _seen(self, "reading .grad")._node
-        if node is None or node[1]:
-            return None
-        if isinstance(node[2][0], np.generic):
-            node[2][0] = np.asarray(node[2][0])
-        return node[2][0]
+        kept = node[2] if node and node[1] is None else [None]
+        if isinstance(kept[0], np.generic):
+            kept[0] = np.asarray(kept[0])
+        return kept[0]
 
     @grad.setter
     def grad(self, gradient: Any) -> None:
-        _seen(self, "setting .grad")
-        node = getattr(self, "_leaf", None)
+        leaf = getattr(_seen(self, "setting .grad"), "_leaf", None) or (0, None, [None])  # what is none has None anyway
         if gradient is not None:
-            _check(self._node and self._node is node, ".grad can be set on leaves that require gradients only")
+            _check(self._node is leaf, ".grad can be set on leaves that require gradients only")
             gradient = self._fitted(gradient, ".grad", getattr(gradient, "requires_grad", False))
-        if node:
-            node[2][0] = gradient
+        leaf[2][0] = gradient
 
     shape = property(lambda self: _as_array(self._value).shape, doc="The lengths of the axes, () for a number.")
     ndim = property(lambda self: _as_array(self._value).ndim, doc="The number of axes, 0 for a number.")
@@ -1056,12 +1052,11 @@ def defvjp(function: Callable, *vjps: Callable | None) -> Callable:
 def _recording_function(function, row):
     """A plain function that has a row, as one that takes Tensors."""
 
-    @functools.wraps(function)
     def recording(*args: Any, **options: Any) -> Any:
         plain = not any(isinstance(leaf, Tensor) for leaf in _leaves((args, options)))
         return function(*args, **options) if plain else row.call(row.compute, args, options)
 
-    return recording
+    return functools.wraps(function)(recording)
 
 
 def _axes(x, axis):
