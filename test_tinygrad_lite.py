@@ -3977,7 +3977,7 @@ ERRORS: list[tuple[type[Exception], str, *tuple[str, ...]]] = [
     (TypeError, r"int64 data cannot require.*dtype=float", "Tensor(3, requires_grad=True)"),
     (ValueError, r"True or False, not .*write dtype=", "Tensor([1.0], np.float32)"),
     (ValueError, r"of 2 .*, not \(0, -2\)", "grad(lambda x, y: x * y, (0, -2))(1.0, 2.0)"),
-    (ValueError, r"argnums .* 1 arguments, not \(1,\)", "grad(lambda x: x, 1)(1.0)"),
+    (ValueError, r"argnums .* 1 arguments, not 1", "grad(lambda x: x, 1)(1.0)"),
     (TypeError, r"write \(x,\) and \(v,\)", "jvp(abs, np.ones(1), np.ones(1))"),
     (ValueError, r"structure.*\{'a': \(\)\}", "jvp(lambda p: p['a'], ({'a': 1.0},), ({'b': 1.0},))"),
     (TypeError, r"gave a T", "defvjp(lambda x: x * leaf(2.0), lambda g, out, x: g)(leaf(1.0))"),
