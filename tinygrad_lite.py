@@ -933,12 +933,12 @@ def _shown(t):
     return f"Tensor({text}{dtype}{', requires_grad=True' if t.requires_grad else ''})"
 
 
-def _pickled(tensor):
-    is_leaf = tensor._node is None or tensor._node[1] is None
+def _kept(t):
+    """What copy and pickle take from a Tensor and set on another one, in this order."""
+    is_leaf = t._node is None or t._node[1] is None
     _check(is_leaf, "a computed Tensor has a graph, which np.copy(t) keeps: copy or pickle t.detach()", TypeError)
-    attributes, slots = _Anything.__getstate__(tensor)  # a class derived from Tensor may have more of them
-    slots |= {"_value": tensor.data, "_node": None, "_leaf": None, "requires_grad": tensor.requires_grad}
-    return _new, (type(tensor),), (attributes, slots | {"grad": _value_of(tensor.grad)})
+    more, slots = _Anything.__getstate__(t)  # of a class derived from Tensor, perhaps
+    return more, slots | {"_node": None, "_leaf": None, "requires_grad": t.requires_grad, "grad": _value_of(t.grad)}
 
 
 def _astype(x, dtype):
@@ -991,7 +991,7 @@ for attribute, method in {
     **{f"__{n.__name__}__": lambda t, n=n: n(_without_graph(t, "a Python number")) for n in (int, float)},
     "__array__": lambda t, dtype=None, copy=0: np.array(_without_graph(t, "a NumPy array"), dtype, copy=copy or None),
     "__format__": lambda t, spec: object.__format__(t, spec) if t.ndim else format(t.item(), spec),
-    "__repr__": _shown, "__reduce__": _pickled, "__index__": lambda t: op.index(_seen(t, "an index")._value),
+    "__repr__": _shown, "__getstate__": _kept, "__index__": lambda t: op.index(_seen(t, "an index")._value),
 }.items():
     method.__doc__ = method.__doc__ or f"As ``{attribute}`` of NumPy's arrays."
     setattr(Tensor, attribute, method)
