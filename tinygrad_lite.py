@@ -958,8 +958,7 @@ def _sigmoid(x):
 
 def _by_axis(function):
     """A method that takes lengths or axes also one by one: ``t.reshape(2, -1)`` as ``t.reshape((2, -1))``."""
-    call = _method(function)
-    return lambda t, *to, **order: call(t, to[0] if len(to) == 1 and hasattr(to[0], "__len__") else to or None, **order)
+    return lambda t, *to, **how: _apply(function, (t, *to) if hasattr([*to, 0][0], "__len__") else (t, to or None), how)
 
 
 def _written(t, *_, **options):
