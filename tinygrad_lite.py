@@ -789,9 +789,8 @@ def _map(f, tree):
 
 
 def _filled(tree, leaves):
-    """The same structure with other leaves."""
-    leaves = iter(leaves)
-    return _map(lambda _: next(leaves), tree)
+    """The same structure with other leaves, as many."""
+    return _map(functools.partial(next, iter(leaves)), tree)
 
 
 def _value_of(x):
