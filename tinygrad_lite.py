@@ -178,8 +178,8 @@ class _Row:
                 return NotImplemented
             args = [x if isinstance(x, (Tensor, int, float)) else _as_value(x) for x in args]
         nodes = tuple([x._node if isinstance(x, Tensor) and _thread.recording else None for x in args])
-        order, (values, named) = _next_order(), self.plain(args, options)
-        observed = _thread.observer and _thread.observer.compute(self, order, compute, args, options, values, named)
+        order, observer, (values, named) = _next_order(), _thread.observer, self.plain(args, options)
+        observed = None if observer is None else observer.compute(self, order, compute, args, options, values, named)
         values, out = observed or (values, compute(*values, **named))
         return self.result(order, nodes, values, out, named)
 
@@ -604,7 +604,7 @@ def _backward(root, g, create_graph=False, stop=1):
                     leaves[order] = parent[2]
                 else:
                     heappush(heap, parent)
-            if observer:
+            if observer is not None:
                 observer.gradient(root, node, i, g, gradients[order])
         node = heappop(heap) if heap else None
     return gradients, leaves
@@ -1919,11 +1919,8 @@ def _caller():
     return frame
 
 
-class _Anomalies:
-    """An observer that looks at results and gradients, and notes the lines of the program that they come from."""
-
-    def __init__(self):
-        self.lines: dict[int, str] = {}  # of the program, by the order of the nodes that they made
+class _Anomalies(dict):
+    """An observer that looks at results and gradients: the lines of the program, by the order of what they made."""
 
     def seen(self, tensor, what):
         return tensor
@@ -1931,7 +1928,7 @@ class _Anomalies:
     def compute(self, row, order, compute, args, options, values, named):
         out = compute(*values, **named)
         if _thread.recording and row.vjps and any(getattr(x, "_node", None) for x in args):
-            self.lines[order] = f"{(frame := _caller()).f_code.co_filename}, line {frame.f_lineno}"
+            self[order] = f"{(frame := _caller()).f_code.co_filename}, line {frame.f_lineno}"
             self.look(_name(row.function), order, values, out)
         return values, out
 
@@ -1943,7 +1940,7 @@ class _Anomalies:
         """Raise if what was found is not finite, but the operation's values and all else that was given are."""
         if not _is_finite(found) and _is_finite(values, given):
             shapes = " and ".join([str(x.shape) for x in values if hasattr(x, "shape")]) or "()"
-            line = self.lines.get(order, "a line outside detect_anomaly(): put the forward pass inside as well")
+            line = self.get(order, "a line outside detect_anomaly(): put the forward pass inside as well")
             raise FloatingPointError(f"{what} of shape {shapes} made nan or infinity of finite numbers: see {line}")
 
 
@@ -1967,7 +1964,7 @@ def detect_anomaly() -> contextlib.AbstractContextManager[Any]:
     FloatingPointError: the gradient with respect to argument 0 of np.sqrt of shape (2,) made nan or infinity ...
     """
     _seen(None, "what detect_anomaly() looks at")
-    return _set("observer", _thread.observer or _Anomalies())
+    return _set("observer", _Anomalies() if _thread.observer is None else _thread.observer)
 
 
 def to_dot(t: Tensor, names: dict[str, Any] | None = None) -> str:
@@ -2501,9 +2498,9 @@ def jit(f: Callable) -> Any:
         if latest and not _detours and not options and (out := latest(*args)) is not NotImplemented:
             hits += 1
             return out
-        leaves, observer = _leaves((args, options)), _thread.observer
+        leaves, observed = _leaves((args, options)), _thread.observer is not None
         recorded = _thread.recording and any(isinstance(x, Tensor) and x._node for x in leaves)
-        if not (recorded or observer or any(map(_is_foreign, leaves))):
+        if not (recorded or observed or any(map(_is_foreign, leaves))):
             *_, run, values = find(args, options)
             latest = run if not options and [*map(id, leaves)] == [*map(id, args)] else latest
             return run(*values, _known=True)
