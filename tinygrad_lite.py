@@ -1864,6 +1864,8 @@ def jvp(f: Callable, args: tuple, tangents: tuple) -> tuple[Any, Any]:
 # --- Tools ------------------------------------------------------------------------------------------------------------
 # What looks at a computation from outside: whether its derivatives are right, where it went wrong, what it is made of.
 
+import traceback
+
 
 def gradcheck(f: Callable, *args: Any, eps: float = 1e-6, atol: float = 1e-5, rtol: float = 1e-3) -> bool:
     """Compare the gradients of f with central differences, (f(x + eps) - f(x - eps)) / (2 eps), entry by entry.
@@ -1913,10 +1915,8 @@ def _is_finite(*trees):
 
 def _caller():
     """The newest frame of the program that is not of this file or of NumPy."""
-    frame, here = sys._getframe(), (__file__, *np.__path__)
-    while frame.f_back and frame.f_code.co_filename.startswith(here):
-        frame = frame.f_back
-    return frame
+    here = (__file__, *np.__path__)
+    return next(f for f, _ in traceback.walk_stack(sys._getframe()) if not f.f_code.co_filename.startswith(here))
 
 
 class _Anomalies(dict):
