@@ -205,10 +205,9 @@ def _unary(row: _Row, compute: Callable, careful: Callable) -> Callable:
     """The quick way from one operand to a Tensor; all that is not as usual goes by ``careful`` and ``row.call``."""
 
     def quick(x):
-        if _detours or x.__class__ is not Tensor or x._value.__class__ not in _local:
+        if _detours or x.__class__ is not Tensor or (value := x._value).__class__ not in _local:
             return row.call(careful, (x,), {})
-        node, value = x._node, x._value
-        out = compute(value)
+        node, out = x._node, compute(value)
         if out.__class__ in _plain and (value.__class__ is not _ndarray or value.size < _LARGE):
             tensor = _new(Tensor)
             tensor._value = out
