@@ -820,11 +820,8 @@ class _Function(_Row):
     """A row of all that NumPy's functions take."""
 
     expression: Any = None
-
-    @functools.cached_property
-    def takes(self):
-        """``_takes``, which takes long, looked at once: by each row, for what is known of a rule goes with its row."""
-        return functools.cache(_takes)
+    # It takes long, so it is looked at once: by each row, for what is known of a rule goes with its row.
+    takes = functools.cached_property(lambda self: functools.cache(_takes))
 
     def call(self, compute, args, options):
         if _thread.observer is not None:
