@@ -1853,8 +1853,7 @@ def jvp(f: Callable, args: tuple, tangents: tuple) -> tuple[Any, Any]:
         return sum([np.sum(g * t) for g, t in zip(gradients, tangents, strict=True)])
 
     moved = grad(back)(_map(lambda out: np.zeros_like(out._value) * 1.0, call.out))
-    is_open = any(t.requires_grad for t in tangents)
-    return _map(call.finished, call.out), moved if is_open else _map(call.finished, moved)
+    return _map(call.finished, call.out), moved if any([t._node for t in tangents]) else _map(call.finished, moved)
 
 
 # --- Tools ------------------------------------------------------------------------------------------------------------
