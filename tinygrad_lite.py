@@ -1902,10 +1902,9 @@ def gradcheck(f: Callable, *args: Any, eps: float = 1e-6, atol: float = 1e-5, rt
     return True
 
 
-def _is_finite(*trees):
+def _is_finite(*xs):
     """Whether no number in NumPy's arrays is nan or infinite; other things are not looked at."""
-    local = [x for x in map(_value_of, _leaves(trees)) if isinstance(x, (np.ndarray, np.generic, float))]
-    return all(np.isfinite(x).all() for x in local)
+    return all(np.isfinite(x).all() for x in map(_value_of, _leaves(xs)) if isinstance(x, (_ndarray, np.number, float)))
 
 
 def _caller():
