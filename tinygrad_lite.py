@@ -1997,12 +1997,11 @@ def to_dot(t: Tensor, names: dict[str, Any] | None = None) -> str:
         key = id(node or x) if node or hasattr(x, "shape") else object()
         if key not in drawn:
             drawn[key] = name = f"n{len(drawn)}"
-            what, style, gradient = called.get(key), ", shape=plain", None
-            if node and node[1]:
-                what, style = f"{_name(node[1].function)} {node[5] or ''}".rstrip(), ""
-                ahead += [(*argument, name) for argument in zip(node[2], node[3], strict=True)]
-            elif node:
-                what, style, gradient = what or "leaf", ", style=filled, fillcolor=lightblue", _value_of(node[2][0])
+            row = node and node[1]
+            what = f"{_name(row.function)} {node[5] or ''}".rstrip() if row else called.get(key, node and "leaf")
+            style = "" if row else ", style=filled, fillcolor=lightblue" if node else ", shape=plain"
+            ahead += [(*argument, name) for argument in zip(node[2], node[3], strict=True)] if row else []
+            gradient = _value_of(node[2][0]) if node and not row else None
             label = [what, f"{x.shape} {x.dtype}" if hasattr(x, "shape") else repr(x)]
             for before, numbers in ("", x), ("gradient ", gradient):
                 if isinstance(numbers, (np.ndarray, np.generic)) and numbers.size <= 12:
