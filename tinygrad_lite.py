@@ -1241,11 +1241,10 @@ def _columns(x, like):
 
 def _diagonal_vjp(g, _out, _a, offset=0, axis1=0, axis2=1):
     """In a matrix of m columns whose rows stand in a line, a diagonal has every (m + 1)th place."""
-    axes, before = _axes(_a, (axis1, axis2)), g.shape[:-1]
-    n, m = [_a.shape[axis] for axis in axes]
+    n, m = _a.shape[axis1], _a.shape[axis2]
     places = slice(max(offset, -offset * m), max(0, min(n, m - offset)) * m, m + 1)
-    line = _scatter(g, (..., places), np.empty((*before, n * m)))
-    return np.moveaxis(line.reshape(*before, n, m), (-2, -1), axes)
+    line = _scatter(g, (..., places), np.empty((*g.shape[:-1], n * m)))
+    return np.moveaxis(line.reshape(*g.shape[:-1], n, m), (-2, -1), (axis1, axis2))
 
 
 def _repeat_vjp(g, _out, _a, repeats, axis=None):
@@ -1267,10 +1266,9 @@ def _tensordot_vjp(i, g, _out, a, b, axes=2):
     over: Any = (range(-axes, 0), range(axes)) if isinstance(axes, (int, np.integer)) else axes
     over = [normalize_axis_tuple(o, np.ndim(x)) for x, o in zip((a, b), over, strict=True)]
     free = [[k for k in range(np.ndim(x)) if k not in o] for x, o in zip((a, b), over, strict=True)]
-    of_other = range(len(free[0]), g.ndim) if i == 0 else range(len(free[0]))
-    part = np.tensordot(g, (b, a)[i], (of_other, free[1 - i]))
-    order = free[i] + [mine for _, mine in sorted(zip(over[1 - i], over[i], strict=True))]
-    return part.transpose(sorted(range(part.ndim), key=order.__getitem__))
+    part = np.tensordot(g, (b, a)[i], ((range(len(free[0]), g.ndim), range(len(free[0])))[i], free[1 - i]))
+    mine = free[i] + [k for _, k in sorted(zip(over[1 - i], over[i], strict=True))]
+    return np.moveaxis(part, [*range(part.ndim)], mine)
 
 
 def _mirrored(x, UPLO="L"):
@@ -1531,17 +1529,15 @@ def _einsum(*operands, optimize=False):
         """The sum of products with g in the place of array i.
 
         A letter that the term of array i has twice gets there through a unit matrix, and one that no other term has
-        through one of a single 1, as an axis along which all is the same.
+        through a single 1, as an axis along which all is the same.
         """
-        target, rest, factors = inputs[i], [result, *inputs[:i], *inputs[i + 1 :]], [g, *arrays[:i], *arrays[i + 1 :]]
-        for axis, (letter, new) in enumerate(zip(inputs[i], unused, strict=False)):
-            repeats = target.count(letter) > 1
-            if repeats or letter not in "".join(rest):
-                rest.append(letter + new)
-                factors.append(np.eye(arrays[i].shape[axis] if repeats else 1, dtype=g.dtype))
-                target = target[:axis] + new + target[axis + 1 :]
-        g = np.einsum(",".join(rest) + "->" + target, *factors, optimize=bool(optimize))
-        return g if g.shape == arrays[i].shape else g + np.zeros_like(arrays[i])
+        term, shape, rest = inputs[i], arrays[i].shape, [result, *inputs[:i], *inputs[i + 1 :]]
+        target = [unused[axis] if letter in term[:axis] else letter for axis, letter in enumerate(term)]
+        ways = {x + y: np.eye(n, dtype=g.dtype) for x, y, n in zip(term, target, shape, strict=True) if x != y}
+        ways |= {letter: np.ones(1, g.dtype) for letter in term if letter not in "".join(rest)}
+        said = f"{','.join([*rest, *ways])}->{''.join(target)}"
+        g = np.einsum(said, g, *arrays[:i], *arrays[i + 1 :], *ways.values(), optimize=bool(optimize))
+        return g if g.shape == shape else g + np.zeros_like(arrays[i])
 
     arrays = operands[1:] if isinstance(operands[0], str) else operands[: len(operands) // 2 * 2 : 2]
     row = _Function(np.einsum, [functools.partial(vjp, i) for i in range(len(arrays))])
@@ -1552,10 +1548,9 @@ def _move(function, arrays, *rest, **options):
     """A function that moves the elements of arrays: what it does to numbers says where to."""
     leaves = _leaves(arrays)
     _check_local(function, leaves, rest, options)
-    ends = itertools.accumulate(map(np.size, leaves))
-    numbers = [np.arange(end - np.size(x), end).reshape(np.shape(x)) for x, end in zip(leaves, ends, strict=True)]
     flat = np.concatenate([*map(np.ravel, leaves)]) if len(leaves) > 1 else np.ravel(leaves[0])
-    return flat[function(_filled(arrays, numbers), *rest, **options)]
+    numbers = np.split(np.arange(flat.size), [*itertools.accumulate(map(np.size, leaves))][:-1])
+    return flat[function(_filled(arrays, map(np.reshape, numbers, map(np.shape, leaves))), *rest, **options)]
 
 
 def _split(function, ary, indices_or_sections, *axis):
@@ -1608,8 +1603,7 @@ for names, expression in {
     # Products.
     "dot": lambda a, b: a @ b if np.ndim(a) and 0 < np.ndim(b) < 3 else (
         np.tensordot(a, b, (-1, -2) if np.ndim(a) and np.ndim(b) else 0)),
-    "inner": lambda a, b: a @ np.transpose(b) if np.ndim(a) and 0 < np.ndim(b) < 3 else (
-        np.tensordot(a, b, (-1, -1) if np.ndim(a) and np.ndim(b) else 0)),
+    "inner": lambda a, b: np.dot(a, np.swapaxes(b, -1, -2) if np.ndim(a) and np.ndim(b) > 1 else b),
     "vdot": lambda a, b: np.ravel(a) @ np.ravel(b), "linalg.matmul": op.matmul, "cross": _cross, "kron": _kron,
     "linalg.tensordot": lambda x1, x2, axes=2: np.tensordot(x1, x2, axes), "einsum": _einsum, "linalg.norm": _norm,
     "linalg.slogdet": lambda a: _constant(np.linalg.slogdet)(a)._replace(logabsdet=_log_of_det(a)),
