@@ -1147,7 +1147,7 @@ def _convolve_vjp(g, _out, _a, v, mode="full"):
     return np.convolve(np.pad(g, (missing // 2, missing - missing // 2)), np.flip(v), "valid").reshape(_a.shape)
 
 
-def _unshaped(g, _out, _a, shape=None, order="C", *, newshape=None):
+def _unshaped(g, _out, _a, axis=None, order="C", *, shape=None, newshape=None):
     _check(order in ("C", "F"), f"no gradient goes back through the order {order!r} in memory: give 'C' or 'F'")
     return g.reshape(_a.shape) if order == "C" else g.T.reshape(_a.shape[::-1]).T
 
@@ -1331,23 +1331,22 @@ for kind, rules in {
         np.nanvar: lambda g, _out, a, axis=None, *, ddof=0, keepdims=False: (
             np.where(np.isnan(a), 0, a - np.nanmean(a, axis, keepdims=True)) * _spread((2 * g / np.maximum(
                 np.sum(~np.isnan(a), axis, keepdims=keepdims) - ddof, 0)).astype(g.dtype), _out, a, axis)),
-        np.flip:      lambda g, _, _m, axis=None: np.flip(g, axis),   np.broadcast_to: lambda g, _, _a, shape: g,
+        # Functions that do the same to a gradient.
+        **{f: lambda g, _, _m, *a, f=f, **o: f(g, *a, **o) for f in (np.flip, np.triu, np.tril, np.swapaxes)},
         np.max: _share, np.min: _share, np.prod: _prod_vjp, np.cumprod: _cumprod_vjp, np.convolve: _both(_convolve_vjp),
-        np.ravel:     lambda g, _, _a, order="C": _unshaped(g, _, _a, None, order),        np.reshape: _unshaped,
-        **dict.fromkeys((np.squeeze, np.expand_dims), lambda g, _, _a, axis=None: g.reshape(_a.shape)),
-        np.triu: lambda g, _, _m, k=0: np.triu(g, k),                 np.tril: lambda g, _, _m, k=0: np.tril(g, k),
+        np.reshape: _unshaped, np.squeeze: _unshaped, np.expand_dims: _unshaped,            np.repeat: _repeat_vjp,
+        np.ravel:     lambda g, _, _a, order="C": _unshaped(g, _, _a, None, order),        np.diagonal: _diagonal_vjp,
+        np.broadcast_to: lambda g, _, _a, shape: g,                  np.tile: _tile_vjp, op.getitem: _item_vjp,
         np.outer:     (lambda g, _, _a, b: (g @ np.ravel(b)).reshape(np.shape(_a)),
                        lambda g, _, a, _b: (np.ravel(a) @ g).reshape(np.shape(_b))),
         np.tensordot: tuple(functools.partial(_tensordot_vjp, i) for i in (0, 1)),
         np.trace: lambda g, _, _a, offset=0, axis1=0, axis2=1: _diagonal_vjp(g[..., None], _, _a, offset, axis1, axis2),
         np.diag: lambda g, _, _v, k=0: np.diagonal(g, k) if _v.ndim == 1 else _diagonal_vjp(g, _, _v, k),
-        np.swapaxes: lambda g, _, _a, axis1, axis2: g.swapaxes(axis1, axis2),                np.diagonal: _diagonal_vjp,
         np.transpose: lambda g, _, _a, axes=None: g.T if axes is None else np.moveaxis(g, [*range(g.ndim)], axes),
         np.moveaxis:  lambda g, _, _a, source, destination: np.moveaxis(g, destination, source),
         np.roll:    lambda g, _, _a, shift, axis=None: np.roll(g, np.negative([shift], dtype=object).tolist()[0], axis),
         np.cumsum:    lambda g, _, _a, axis=None: np.flip(np.cumsum(np.flip(g, axis), axis), axis).reshape(_a.shape),
         np.nan_to_num: lambda g, _, x, *, nan=0.0, posinf=None, neginf=None: np.where(np.isfinite(x), g, 0),
-        np.tile: _tile_vjp, np.repeat: _repeat_vjp, op.getitem: _item_vjp,
         _add_at:      lambda g, _, _values, index, like: _gather(g, index),
         np.linalg.solve: (lambda g, out, a, _b: -(np.linalg.solve(_mT(a), _columns(g, _b)) @ _mT(_columns(out, _b))),
                           lambda g, _, a, _b: np.linalg.solve(_mT(a), _columns(g, _b)).reshape(g.shape)),
