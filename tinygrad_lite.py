@@ -1324,7 +1324,7 @@ for kind, rules in {
     "reduction": {
         np.var: _var_vjp, np.std: lambda g, out, a, axis=None, *, ddof=0, keepdims=False: (
             _var_vjp(g / 2, out, a, axis, ddof=ddof) / _spread(_nonzero(out, math.inf), out, a, axis))},
-    "": {
+    "": {  # type: ignore[misc]
         **{nan_function: lambda g, out, a, axis=None, *, keepdims=False, vjp=vjp: (
                vjp(g, out, a, axis, keepdims=keepdims, where=~np.isnan(a))) for nan_function, vjp in {
             np.nansum: _spread, np.nanmean: _mean_vjp, np.nanmax: _share, np.nanmin: _share}.items()},
@@ -1336,18 +1336,17 @@ for kind, rules in {
         np.max: _share, np.min: _share, np.prod: _prod_vjp, np.cumprod: _cumprod_vjp, np.convolve: _both(_convolve_vjp),
         np.reshape: _unshaped, np.squeeze: _unshaped, np.expand_dims: _unshaped,            np.repeat: _repeat_vjp,
         np.ravel:     lambda g, _, _a, order="C": _unshaped(g, _, _a, None, order),        np.diagonal: _diagonal_vjp,
-        np.broadcast_to: lambda g, _, _a, shape: g,                  np.tile: _tile_vjp, op.getitem: _item_vjp,
+        np.broadcast_to: lambda g, _, _a, shape: g,  _add_at: lambda g, _, _values, index, like: _gather(g, index),
         np.outer:     (lambda g, _, _a, b: (g @ np.ravel(b)).reshape(np.shape(_a)),
                        lambda g, _, a, _b: (np.ravel(a) @ g).reshape(np.shape(_b))),
-        np.tensordot: tuple(functools.partial(_tensordot_vjp, i) for i in (0, 1)),
+        np.tensordot: tuple(functools.partial(_tensordot_vjp, i) for i in (0, 1)),         np.tile: _tile_vjp,
         np.trace: lambda g, _, _a, offset=0, axis1=0, axis2=1: _diagonal_vjp(g[..., None], _, _a, offset, axis1, axis2),
         np.diag: lambda g, _, _v, k=0: np.diagonal(g, k) if _v.ndim == 1 else _diagonal_vjp(g, _, _v, k),
         np.transpose: lambda g, _, _a, axes=None: g.T if axes is None else np.moveaxis(g, [*range(g.ndim)], axes),
-        np.moveaxis:  lambda g, _, _a, source, destination: np.moveaxis(g, destination, source),
+        np.moveaxis: lambda g, _, _a, source, destination: np.moveaxis(g, destination, source), op.getitem: _item_vjp,
         np.roll:    lambda g, _, _a, shift, axis=None: np.roll(g, np.negative([shift], dtype=object).tolist()[0], axis),
         np.cumsum:    lambda g, _, _a, axis=None: np.flip(np.cumsum(np.flip(g, axis), axis), axis).reshape(_a.shape),
         np.nan_to_num: lambda g, _, x, *, nan=0.0, posinf=None, neginf=None: np.where(np.isfinite(x), g, 0),
-        _add_at:      lambda g, _, _values, index, like: _gather(g, index),
         np.linalg.solve: (lambda g, out, a, _b: -(np.linalg.solve(_mT(a), _columns(g, _b)) @ _mT(_columns(out, _b))),
                           lambda g, _, a, _b: np.linalg.solve(_mT(a), _columns(g, _b)).reshape(g.shape)),
         np.linalg.inv: lambda g, out, _a: -(_mT(out) @ g @ _mT(out)),
@@ -1517,11 +1516,11 @@ def _join(function, arrays, axis=0):
 
 def _einsum(*operands, optimize=False):
     """With a letter for each axis, as NumPy spells it out when asked for the order of the products."""
-    said = operands[0].replace(" ", "") if isinstance(operands[0], str) else ""
+    said, *arrays = operands if isinstance(operands[0], str) else ("", *operands[: len(operands) // 2 * 2 : 2])
     if "->" not in said or "." in said:
         shapes = [np.broadcast_to(0, x.shape) if hasattr(x, "shape") else x for x in operands]
         said = np.einsum_path(*shapes)[1].split()[2]
-    terms, result = said.split("->")
+    terms, result = said.replace(" ", "").split("->")
     inputs, unused = terms.split(","), [x for x in map(chr, range(65, 123)) if x.isalpha() and x not in terms]
 
     def vjp(i, g, _out, *arrays):
@@ -1538,7 +1537,6 @@ def _einsum(*operands, optimize=False):
         g = np.einsum(said, g, *arrays[:i], *arrays[i + 1 :], *ways.values(), optimize=bool(optimize))
         return g if g.shape == shape else g + np.zeros_like(arrays[i])
 
-    arrays = operands[1:] if isinstance(operands[0], str) else operands[: len(operands) // 2 * 2 : 2]
     row = _Function(np.einsum, [functools.partial(vjp, i) for i in range(len(arrays))])
     return row.call(lambda *x: np.einsum(f"{terms}->{result}", *x, optimize=optimize), [*map(_as_tensor, arrays)], {})
 
