@@ -3456,6 +3456,7 @@ WAYS = calls("""
     jit(grad(lambda x: grad(lambda x: grad(waves)(x)[0])(x)[0])); jit(lambda x: jvp(np.tanh, (x,), (x + 1,)))
     (lambda scaled: jit(lambda x: scaled(x) + scaled(np.ones(3))))(jit(lambda x: x * WEIGHT * 3))
     jit(jacobian(lambda x: np.outer(x, np.sin(x)))); jit(functools.partial(np.sum, axis=0))
+    jit(hessian(lambda x: np.sum(x[np.array([0, -1, -1])] ** 3)))
     jit(value_and_grad(lambda x: {CUBE(x)/ERF(x)/relu(sigmoid(x) - 0.5)}.sum()))
     jit(grad(lambda x: grad(lambda x: {CUBE(x)/ERF(x)/relu(sigmoid(x) - 0.5)}.sum())(x).sum()))
     """)
