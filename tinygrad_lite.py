@@ -1366,9 +1366,8 @@ _limited = defvjp(lambda a, low, high: np.clip(a, low, high),
                   lambda g, out, a, low, high: np.where(((out == a) & (low <= high)) | (a != a), g, 0),
                   lambda g, out, a, low, _high: np.where((a < low) & (out == low), g, 0),
                   lambda g, out, a, low, high: np.where((out == high) & ((a > high) | (low > high)), g, 0))
-_padded = defvjp(lambda array, width, value: np.pad(array, width, constant_values=value),
-                 lambda g, _, _array, width, _value: g[tuple([slice(before, before + n) for (before, _), n in zip(
-                     np.broadcast_to(width, (g.ndim, 2)).tolist(), _array.shape, strict=True)])], None)
+_padded = defvjp(lambda a, width, x: np.pad(a, width, constant_values=x), lambda g, _, _a, width, _x: g[tuple([
+    slice(i, i + n) for (i, _), n in zip(np.broadcast_to(width, (g.ndim, 2)).tolist(), _a.shape, strict=True)])], None)
 _differences = defvjp(functools.partial(np.diff), lambda g, _, _a, n, axis: functools.reduce(
     lambda g, zero: -np.diff(g, 1, axis, zero, zero), [g.dtype.type(0)] * min(n, _a.shape[axis]), g))
 # Seeger et al., 2017, "Auto-differentiating linear algebra", for a symmetric matrix.
