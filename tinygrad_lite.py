@@ -1256,9 +1256,8 @@ def _repeat_vjp(g, _out, _a, repeats, axis=None):
 
 
 def _tile_vjp(g, _out, _a, reps):
-    reps, n = [*np.atleast_1d(reps).tolist()], g.ndim
-    pairs = zip([1] * (n - len(reps)) + reps, (1,) * (n - _a.ndim) + _a.shape, strict=True)
-    return g.reshape([*itertools.chain(*pairs)]).sum((*range(0, 2 * n, 2),)).reshape(_a.shape)
+    pairs = [k for n, m in zip(g.shape, (1,) * (g.ndim - _a.ndim) + _a.shape, strict=True) for k in (n // (m or 1), m)]
+    return g.reshape(pairs).sum((*range(0, 2 * g.ndim, 2),)).reshape(_a.shape)
 
 
 def _tensordot_vjp(i, g, _out, a, b, axes=2):
@@ -1393,11 +1392,6 @@ for function, compute in dict[Any, Any]({
 _table[op.getitem].compute = lambda x, index: _as_array(x)[index]
 
 # What follows says NumPy's functions in others of the table, with NumPy's names for the parameters.
-
-
-def _clip(a, a_min=None, a_max=None, *, min=None, max=None):
-    low, high = a_min if min is None else min, a_max if max is None else max
-    return _limited(a, -math.inf if low is None else low, math.inf if high is None else high)
 
 
 def _average(a, axis=None, weights=None, *, keepdims=False):
@@ -1577,7 +1571,9 @@ def _lengthen(function, *arys):
 # fmt: off
 for names, expression in {
     # Elements.
-    "conjugate real real_if_close": lambda a, tol=100: +a, "copy": lambda a: +a, "fabs": abs, "clip": _clip,
+    "conjugate real real_if_close": lambda a, tol=100: +a, "copy": lambda a: +a, "fabs": abs,
+    "clip": lambda a, a_min=None, a_max=None, *, min=None, max=None: _limited(a, *[
+        next(x for x in given if x is not None) for given in ((min, a_min, -math.inf), (max, a_max, math.inf))]),
     "deg2rad radians": lambda x: x * (math.pi / 180), "rad2deg degrees": lambda x: x * (180 / math.pi),
     "fmax": lambda x, y: np.where(np.greater_equal(x, y) | np.not_equal(y, y), x, y), "reciprocal": lambda x: 1 / x,
     "fmin": lambda x, y: np.where(np.less_equal(x, y) | np.not_equal(y, y), x, y), "interp": _interp, "sinc": _sinc,
