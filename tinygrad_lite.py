@@ -179,8 +179,8 @@ class _Row:
             args = [x if isinstance(x, (Tensor, int, float)) else _as_value(x) for x in args]
         nodes = tuple([x._node if isinstance(x, Tensor) and _thread.recording else None for x in args])
         order, observer, (values, named) = _next_order(), _thread.observer, self.plain(args, options)
-        observed = None if observer is None else observer.compute(self, order, compute, args, options, values, named)
-        values, out = observed or (values, compute(*values, **named))
+        done = values, compute(*values, **named)
+        values, out = done if observer is None else observer.result(self, order, compute, args, options, *done)
         return self.result(order, nodes, values, out, named)
 
     def plain(self, args, options):
@@ -1905,8 +1905,7 @@ class _Anomalies(dict):
     def seen(self, tensor, what):
         return tensor
 
-    def compute(self, row, order, compute, args, options, values, named):
-        out = compute(*values, **named)
+    def result(self, row, order, compute, args, options, values, out):
         if _thread.recording and row.vjps and any(getattr(x, "_node", None) for x in args):
             self[order] = f"{(frame := _caller()).f_code.co_filename}, line {frame.f_lineno}"
             self.look(_name(row.function), order, values, out)
@@ -2114,7 +2113,7 @@ class _Trace:
             return self.name(tensor, what.removeprefix("the result of ").replace("<lambda>", "f"))
         raise _Refusal(f"jit() runs f once, so it cannot follow {what}: write {_instead.get(what, 'it outside')}")
 
-    def compute(self, row, order, compute, args, options, values, named):
+    def result(self, row, order, compute, args, options, values, out):
         function, leaves = row.function if row is _table.get(row.function, row) else compute, _leaves((args, options))
         # Beside a Tensor, an array is an axis or a length to NumPy's functions that are no ufuncs. Others read it.
         reads = not hasattr(function, "_implementation")
@@ -2129,7 +2128,6 @@ class _Trace:
         by_values = "b" in kinds if function is op.getitem else kinds and not reads and function not in _of_elements
         if by_values or (function, len(args)) in _sized_by_values:
             self.seen(None, "an index")
-        out = compute(*values, **named)
         what = f"jit() cannot follow {_name(function)} that writes into an array: make a new one"
         _check(not any(out is x for x in leaves if isinstance(x, np.ndarray)), what, _Refusal)
         if function in (np.shape, np.ndim, np.size, np.result_type, np.iscomplexobj, np.isrealobj):
