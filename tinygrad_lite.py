@@ -2062,7 +2062,6 @@ _viewing = {None, _reshape, *_reshapes, op.getitem, np.broadcast_to}  # of array
 _transposes = {np.transpose, np.swapaxes, np.moveaxis, np.matrix_transpose, np.linalg.matrix_transpose}
 _reductions = {np.sum, np.mean, np.max, np.min, np.prod}
 _methods = {*_reductions, np.any, np.all, np.argmax, np.argmin, np.cumsum, _reshape, _transpose, _astype}
-_spelled = {_whole, _add_at, *_patterns, *_methods}  # all but by their names
 _of_elements = {np.where, np.take, np.take_along_axis, np.clip, np.full_like, np.isclose, np.allclose}
 _of_elements |= {np.array_equal, np.array_equiv, np.isin, np.dot, np.inner, np.outer, np.vdot, np.kron, np.tensordot}
 _of_elements |= {np.einsum, np.cross, np.average, np.linalg.solve, np.linalg.matmul, np.linalg.tensordot}
@@ -2188,7 +2187,7 @@ class _Trace:
 
     def new(self, function, args, options, like):
         """A line as it is, or the older one that says the same."""
-        function = function if function in _spelled else self.line_of(function)  # which may be from outside
+        function = self.line_of(function) if isinstance(function, np.ufunc) else function  # one from outside perhaps
         key = function, like, *map(repr, (*args, options))
         return self.lines.setdefault(key, _Line(function, args, options, like))
 
