@@ -2195,9 +2195,8 @@ class _Trace:
         """The line of a call, in the simplest form that it has."""
         shape, dtype, _ = like
         x: Any = args[0] if args else None
-        # Of an array that says what kind is wanted, this is what counts.
-        kind = self.line_of(dtype)
-        args = {_astype: (x, kind), _add_at: (*args[:2], kind), _whole: (x, shape, kind)}.get(function, args)
+        # An array that says what kind is wanted is in the line's own shape and dtype.
+        args = {_astype: (x, self.line_of(dtype)), _add_at: args[:2], _whole: (x,)}.get(function, args)
         if function is _astype and x.weak:
             function, args = dtype.type, (x,)
         by_order = any(isinstance(a, (_Line, str)) for a in _leaves((args[1:], options)))
@@ -2228,7 +2227,7 @@ class _Trace:
         if is_neutral and getattr(a, "like", None) == like:
             return a
         if function is np.power and type(b) is int and b == 0 and not like[2]:
-            return self.new(_whole, (1, shape, kind), {}, like)
+            return self.new(_whole, (1,), {}, like)
         return self.new(function, args, options, like)
 
     def thinned(self, args, like):
@@ -2316,7 +2315,7 @@ class _Trace:
             statements += heading if is_back else []  # the first time
             statements.append(f"{name} = {_plain_text(call)}  # {comment}")
             if line.function is _add_at:
-                values, index, _ = map(self.show, line.args)
+                values, index = map(self.show, line.args)
                 once, at = _is_basic(line.args[1]), index if isinstance(line.args[1], _Line) else f"np.s_[{index}]"
                 added = f"{name}[{index}] = {values}" if once else f"np.add.at({name}, {at}, {values})"
                 statements.append(_plain_text(added))
