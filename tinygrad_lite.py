@@ -2095,8 +2095,8 @@ class _Trace:
     """What is noted while a function runs once, and the text that comes of it."""
 
     def __init__(self):
-        self.lines: dict[Any, _Line] = {}  # by what they say, so that nothing is said twice
-        self.outside: dict[int, _Line] = {}  # what else the function reads, by its id
+        # By what they say, so that nothing is said twice; and of what the function reads from outside, by its id.
+        self.lines: dict[Any, _Line] = {}
         # Of what line with respect to which, by the order of nodes, the line that is the gradient.
         self.slopes: dict[Any, dict] = collections.defaultdict(dict)
         self.texts: dict[_Line, str] = {}  # of each line its name, or its call where that stands in for it
@@ -2169,7 +2169,7 @@ class _Trace:
         _check(is_leaf, "a computed Tensor from outside would lose its gradient: give it as an argument", _Refusal)
         if is_text or (is_text is None and _literal(x) is not None):
             return x
-        return self.outside.setdefault(id(x), _Line(None, (x,), {}, _like(_value_of(x))))
+        return self.lines.setdefault(id(x), _Line(None, (x,), {}, _like(_value_of(x))))
 
     def value(self, line, out, given):
         """A Tensor for a line; notes whether it may be a view of what was given, or cannot be written to."""
@@ -2179,7 +2179,7 @@ class _Trace:
 
     def name(self, x, name):
         """Name a line as the function that calls NumPy names it."""
-        line = x.line if isinstance(x, _Traced) else self.outside.get(id(x))
+        line = x.line if isinstance(x, _Traced) else self.lines.get(id(x))
         if line and not line.name and name.isidentifier():
             line.name = name
 
@@ -2296,11 +2296,11 @@ class _Trace:
         needed = collections.Counter(results)
         for line in filter(needed.__contains__, reversed(self.lines.values())):
             needed.update([x for x in _leaves((line.function, line.args, line.options)) if isinstance(x, _Line)])
-        self.texts |= {line: self.unique(line.name) for line in self.outside.values() if line in needed}
+        self.texts |= {x: self.unique(x.name) for x in self.lines.values() if x.function is None and x in needed}
         statements, is_back, heading = list[str](), False, iter(["", "# Backward"])
         slopes = [(step, {*parts.values()}) for step, parts in self.slopes.items()]
         steps = {lines.pop(): step for step, lines in reversed(slopes) if len(lines) == 1}  # else they are parts of it
-        for line in self.lines.values():
+        for line in filter(op.attrgetter("function"), self.lines.values()):
             of, to = steps.get(line, (None, None))
             step = [self.texts[of], self.texts.get(to, "...")] if of in self.texts else []  # else it is older
             is_back = is_back or bool(step)
