@@ -2125,10 +2125,9 @@ class _Trace:
         others = _leaves((args[function is not np.compress :], options))
         kinds = {x.dtype.kind for x in others if isinstance(x, Tensor)} - {"f"}
         by_values = "b" in kinds if function is op.getitem else kinds and not reads and function not in _of_elements
-        if by_values or (function, len(args)) in _sized_by_values:
-            self.seen(None, "an index")
-        what = f"jit() cannot follow {_name(function)} that writes into an array: make a new one"
-        _check(not any(out is x for x in leaves if isinstance(x, np.ndarray)), what, _Refusal)
+        writes = any(out is x for x in leaves if isinstance(x, np.ndarray))
+        if by_values or writes or (function, len(args)) in _sized_by_values:
+            self.seen(None, "what writes into an array" if writes else "an index")
         if function in (np.shape, np.ndim, np.size, np.result_type, np.iscomplexobj, np.isrealobj):
             return given, out
         args, options = _map(self.line_of, (tuple(args), options))
