@@ -2147,10 +2147,9 @@ class _Trace:
 
     def enter(self, x, name):
         """An argument, as a Tensor if it is an array or a float."""
-        is_array = isinstance(x, (np.ndarray, np.generic)) or type(x) is float
-        line = _Line(None, (), {}, _like(x if is_array else None))
+        line = _Line(None, (), {}, _like(None if type(x) in (int, bool) else x))
         self.texts[line] = name
-        return _Traced(self, line, x) if is_array else x
+        return x if line.shape is None else _Traced(self, line, x)
 
     def given(self, x):
         """What an operation gets: for a Tensor or an array one with a line and no node, other things as they are."""
