@@ -2222,11 +2222,9 @@ class _Trace:
         if function is np.add and isinstance(b, _Line) and b.function is np.negative:
             return self.line(np.subtract, (a, b.args[0]), {}, like)
         is_neutral = type(b) in _python and b == _neutral.get(function) and math.copysign(1, b) == 1
-        if is_neutral and getattr(a, "like", None) == like:
-            return a
         if function is np.power and type(b) is int and b == 0 and not like[2]:
             return self.new(_whole, (1,), {}, like)
-        return self.new(function, args, options, like)
+        return a if is_neutral and getattr(a, "like", None) == like else self.new(function, args, options, like)
 
     def thinned(self, args, like):
         """The arguments of an elementwise function, without what broadcasting does to them anyway."""
