@@ -2353,11 +2353,10 @@ def _generate(f, args, options):
     which takes the leaves of arguments too, but returns what f does, with 0-d arrays for numbers, or NotImplemented for
     leaves of another kind, which it does not look for if they are known to be of this one.
     """
-    trace, names, given = _Trace(), [], _leaves((args, options))
-    with contextlib.suppress(ValueError):  # of functions in C that do not tell their parameters
-        names = [p.name for p in inspect.signature(f).parameters.values() if p.kind < p.VAR_POSITIONAL][: len(args)]
-    names += [*[f"args_{i}" for i in range(len(names), len(args))], *options]
-    parameters = [trace.unique(n) for n, x in zip(names, [*args, *options.values()], strict=True) for _ in _leaves(x)]
+    trace, named, given = _Trace(), {"x": args}, _leaves((args, options))
+    with contextlib.suppress(ValueError, TypeError):  # of functions in C, and of calls that f will refuse
+        named = inspect.signature(f).bind_partial(*args).arguments
+    parameters = [trace.unique(name) for name, x in (*named.items(), *options.items()) for _ in _leaves(x)]
     args, options = _filled((args, options), map(trace.enter, given, parameters))
     try:
         with _set("observer", trace), _set("recording", True):
