@@ -3364,7 +3364,7 @@ return dw"""),
     (lambda x, v: jvp(grad(lambda x: np.mean(x**2)), (x,), (v,))[1], (ROW[0], ROW[0]), "return v * 0.6666666666666666"),
     # Arrays that are made say their dtype, as other libraries have other defaults.
     (grad(lambda x, y: (x + y).sum()), (COLUMN, ROW),
-     "t = np.full((3, 3), 1.0, dtype=np.float64)\ndx = t.sum(axis=1, keepdims=True)\nreturn dx"),
+     "dx = np.full((3, 3), 1.0, dtype=np.float64).sum(axis=1, keepdims=True)\nreturn dx"),
     (grad(lambda x: x.mean() / 4), (COLUMN,), "dx = np.full((3, 1), 0.08333333333333333, dtype=np.float64)\nreturn dx"),
     *[(grad(lambda x: x[1] ** 2), (x,), f"dx = np.zeros((3,), dtype=np.{x.dtype})\ndx[1] = 2 * x[1]\nreturn dx")
       for x in (F32, ROW[0])],

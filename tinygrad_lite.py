@@ -2071,13 +2071,12 @@ _sized_by_values = {(np.argwhere, 1), (np.flatnonzero, 1), (np.nonzero, 1), (np.
 
 def _literal(x):
     """The text of what may stand in the source: its repr if it is of exactly these types, or NumPy's name for it."""
-    if type(x) in (*_plain_types, dict):  # the widths of np.pad
-        return f"({x!r})" if type(x) is int and x < 0 else repr(x)
+    if type(x) in (*_plain_types, float, dict):  # the widths of np.pad
+        text = repr(x).replace("nan", "np.nan").replace("inf", "np.inf") if type(x) is float else repr(x)
+        return f"({text})" if text.startswith("-") else text
     if type(x) is slice:  # as it stands in brackets, for it is nowhere else
         texts = [*map(_literal, (x.start, x.stop, x.step))]
         return None if None in texts else ":".join(texts).replace("None", "")
-    if type(x) is float:
-        return f"({x!r})".replace("nan", "np.nan").replace("inf", "np.inf")
     if isinstance(x, np.generic) and type(x.item()) in (*_plain_types, float):  # a longdouble's item is one again
         return f"{_literal(x.dtype)}({_literal(x.item())})"
     x = x.type if isinstance(x, np.dtype) and x == np.dtype(x.type) else x
