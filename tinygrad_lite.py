@@ -2328,7 +2328,7 @@ def _argument(x):
 def _signature(x):
     """What of an argument is taken as fixed. It tells things apart that are equal but differ within, too."""
     if type(x) is float or hasattr(type(x), "__array__"):
-        return type(x), getattr(x, "shape", None), getattr(x, "dtype", None)
+        return getattr(x, "shape", None) or type(x), getattr(x, "dtype", None)
     if isinstance(x, _structures):
         items = x.items() if isinstance(x, dict) else enumerate(x)
         return type(x), *[(type(key), repr(key), key, _signature(item)) for key, item in items]
@@ -2385,9 +2385,11 @@ def _generate(f, args, options):
     lower = functools.cache(lambda: _defined(name, parameters, [*inside, last], scope))
 
     def check(p, x):
-        if isinstance(x, np.generic) or type(x) is float:  # a 0-d array is a number of NumPy's too
+        if isinstance(x, np.ndarray):
+            return f"{p}.__class__ is _array and {p}.shape == {x.shape} and {p}.dtype == {bind(x.dtype)}"
+        if isinstance(x, np.generic):  # a 0-d array is one too
             return f"({p} := {p}[()] if {p}.__class__ is _array else {p}).__class__ is {bind(type(x))}"
-        return f"_signature({p}) == {bind(_signature(x))}"
+        return f"{p}.__class__ is float" if type(x) is float else f"_signature({p}) == {bind(_signature(x))}"
 
     trace.texts |= {x: f"({trace.texts[x]}).__array__()" for x in arrays if x.shape == ()}
     returned = trace.show(out) if _is_tuples(out) else f"_filled({bind(out)}, iter({trace.show(results)}))"
