@@ -1097,15 +1097,14 @@ def _before(x):
     return np.concatenate([np.ones_like(x[..., :1]), np.cumprod(x[..., :-1], -1)], -1)
 
 
-def _is_tame(a, count):
-    """Whether a is an array of NumPy's, and no product of so many of its elements comes near overflow or underflow."""
-    low, high = ((size := np.abs(a)).min(), size.max()) if a.__class__ is _ndarray and a.size else (0, 0)
-    return low > 0 and high < math.inf and count * max(-math.log2(low), math.log2(high)) < -np.finfo(a.dtype).minexp
-
-
 def _prod_vjp(g, out, a, axis=None, *, keepdims=False):
-    """g times the product of the other factors: without division, as zeros do no harm so at any order, if need be."""
-    if _is_tame(a, a.size // max(out.size, 1)):
+    """g times the product of the other factors: by division where no product comes near overflow or underflow.
+
+    Where one may, and for other arrays than NumPy's, without division: so zeros do no harm at any order.
+    """
+    low, high = ((size := np.abs(a)).min(), size.max()) if a.__class__ is _ndarray and a.size else (0, 0)
+    count = a.size // (out.size or 1)
+    if 0 < low <= high < math.inf and count * max(-math.log2(low), math.log2(high)) < -np.finfo(a.dtype).minexp:
         return _spread(out, out, a, axis) / a * _spread(g, out, a, axis)
     axes, (x, exponents, sums) = _axes(a, axis), _near_1(_merged(a, axis))
     g = g.reshape(_reduced(a, axis, keepdims=False))[..., None] * _before(x) * np.flip(_before(np.flip(x, -1)), -1)
