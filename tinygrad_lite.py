@@ -1141,11 +1141,6 @@ def _share(g, out, a, axis=None, *, keepdims=False, where=True, initial=math.nan
     return np.where(hit, (g / count).astype(g.dtype), 0)
 
 
-def _convolve_vjp(g, _out, _a, v, mode="full"):
-    missing = np.size(_a) + np.size(v) - 1 - g.size
-    return np.convolve(np.pad(g, (missing // 2, missing - missing // 2)), np.flip(v), "valid").reshape(_a.shape)
-
-
 def _unshaped(g, _out, _a, axis=None, order="C", *, shape=None, newshape=None):
     _check(order in ("C", "F"), f"no gradient goes back through the order {order!r} in memory: give 'C' or 'F'")
     return g.reshape(_a.shape) if order == "C" else g.T.reshape(_a.shape[::-1]).T
@@ -1331,7 +1326,9 @@ for kind, rules in {
                 np.sum(~np.isnan(a), axis, keepdims=keepdims) - ddof, 0)).astype(g.dtype), _out, a, axis)),
         # Functions that do the same to a gradient.
         **{f: lambda g, _, _m, *a, f=f, **o: f(g, *a, **o) for f in (np.flip, np.triu, np.tril, np.swapaxes)},
-        np.max: _share, np.min: _share, np.prod: _prod_vjp, np.cumprod: _cumprod_vjp, np.convolve: _both(_convolve_vjp),
+        np.max: _share, np.min: _share, np.prod: _prod_vjp, np.cumprod: _cumprod_vjp,
+        np.convolve: _both(lambda g, _, _a, v, mode="full": np.convolve(np.pad(g, (
+            (n := np.size(_a) + np.size(v) - 1 - g.size) // 2, n - n // 2)), np.flip(v), "valid").reshape(_a.shape)),
         np.reshape: _unshaped, np.squeeze: _unshaped, np.expand_dims: _unshaped,            np.repeat: _repeat_vjp,
         np.ravel:     lambda g, _, _a, order="C": _unshaped(g, _, _a, None, order),        np.diagonal: _diagonal_vjp,
         np.broadcast_to: lambda g, _, _a, shape: g,  _add_at: lambda g, _, _values, index, like: _gather(g, index),
