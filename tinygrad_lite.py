@@ -1040,10 +1040,10 @@ def defvjp(function: Callable, *vjps: Callable | None) -> Callable:
     row.define(tuple([vjp and _OwnRule(vjp) for vjp in vjps]))
     row.takes.cache_clear()
     row.expression = None
-    return function if overrides else _recording_function(function, row)
+    return function if overrides else _recorded(function, row)
 
 
-def _recording_function(function, row):
+def _recorded(function, row):
     """A plain function that has a row, as one that takes Tensors."""
 
     def recording(*args: Any, **options: Any) -> Any:
@@ -1292,8 +1292,7 @@ def _uv_vjp(g, out, _a, _triangle=None):
 
 
 # fmt: off
-relu, sigmoid, _scatter, _gather = [
-    _recording_function(f, _row(f, _Function)) for f in (_relu, _sigmoid, _add_at, op.getitem)]
+relu, sigmoid, _scatter, _gather = [_recorded(f, _row(f, _Function)) for f in (_relu, _sigmoid, _add_at, op.getitem)]
 for kind, rules in {
     "elementwise": {
         np.sqrt:      lambda g, out, _x: g / (2 * out),              np.cbrt:    lambda g, out, _x: g / (3 * out * out),
