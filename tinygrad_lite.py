@@ -2128,9 +2128,8 @@ class _Trace:
         code, near = (frame := _caller()).f_code, frame.f_locals  # which Python puts together anew whenever it is read
         for name in code.co_varnames + code.co_cellvars + code.co_freevars + code.co_names:
             self.name(near.get(name, frame.f_globals.get(name)), name)
-        line = self.line(function, args, options, _like(out))
-        several, outs = isinstance(out, (tuple, list)), _leaves(out)
-        lines = [self.new(op.getitem, (line, i), {}, _like(x)) for i, x in enumerate(outs)] if several else [line]
+        line, outs = self.line(function, args, options, _like(out)), _leaves(out)
+        lines = [line] if line.dtype else [self.new(op.getitem, (line, i), {}, _like(x)) for i, x in enumerate(outs)]
         return given, _filled(out, map(self.value, lines, outs, itertools.repeat(leaves)))
 
     def gradient(self, root, node, i, g, total):
