@@ -845,8 +845,8 @@ class _Function(_Row):
         try:
             if not foreign:
                 return super().call(compute, args, options)
-            n = len(self.vjps)  # arrays: what comes after them has to be here, if they are
-            _check_local(self.function, () if not n or any(map(_is_foreign, args[:n])) else (args[n:], options))
+            # If the arrays are here, all else has to be.
+            _check_local(self.function, () if any(map(_is_foreign, args[: len(self.vjps)] or leaves)) else leaves)
             with _lock, warnings.catch_warnings(action="error", category=FutureWarning):
                 return super().call(compute, args, options)
         except FutureWarning as warning:  # of another library, before it gives all it has to NumPy
