@@ -527,8 +527,7 @@ def _whole(g, _like):
     """g, which broadcasts to the shape of an array, in that shape, and of the dtype and the kind of that array."""
     if isinstance(g, Tensor) or isinstance(_like, Tensor):
         return _apply(_whole, (g, _like._at(None) if isinstance(_like, Tensor) else _like), {})
-    if hasattr(_like, "__array_function__") and not isinstance(_like, np.ndarray):
-        return (np.zeros_like(_like) + g).astype(_like.dtype)
+    g = np.zeros_like(_like) + g if hasattr(_like, "__array_function__") and not isinstance(_like, np.ndarray) else g
     if not isinstance(g, (np.ndarray, np.generic)):
         return np.broadcast_to(g, _like.shape).astype(_like.dtype)
     _like = _as_array(_like)
