@@ -915,10 +915,9 @@ _instead = {
 
 def _without_graph(tensor, what):
     """The value of a Tensor that Python takes as something else, which would lose a gradient without a word."""
-    value = _seen(tensor, what)._value
     advice = f"write {_instead[what]}, or t.item() or t.detach() where a constant is meant"
-    _check(tensor._node is None, f"a Tensor with gradients would lose them as {what}: {advice}", TypeError)
-    return value
+    _check(_seen(tensor, what)._node is None, f"a Tensor with gradients would lose them as {what}: {advice}", TypeError)
+    return tensor._value
 
 
 def _shown(t):
