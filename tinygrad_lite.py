@@ -835,10 +835,10 @@ class _Function(_Row):
             args, options = self.arrange(args, options)
         if expressed:
             # NumPy makes an array of a Python float at first place, but ufuncs only if they are given nothing else.
-            if args and all(_value_of(x).__class__ in _python for x in (args if is_ufunc else args[:1])):
+            if args and all([_value_of(x).__class__ in _python for x in (args if is_ufunc else args[:1])]):
                 args = [args[0].astype(float) if isinstance(args[0], Tensor) else _as_array(args[0]), *args[1:]]
             return self.expression(*args, **options)
-        if len(live) > len([x for x, vjp in zip(args, self.vjps, strict=False) if vjp and getattr(x, "_node", None)]):
+        if len(live) > len([x for x in itertools.compress(args, self.vjps) if getattr(x, "_node", None)]):
             ruled = [i for i, vjp in enumerate(self.vjps) if vjp]
             raise TypeError(f"{_name(self.function)} takes Tensors one by one, at positions {ruled}: detach() others")
         try:
