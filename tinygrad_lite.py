@@ -391,7 +391,7 @@ class Tensor(_Anything):
 
     @grad.setter
     def grad(self, gradient: Any) -> None:
-        leaf = getattr(_seen(self, "setting .grad"), "_leaf", None) or (0, None, [None])  # what is none has None anyway
+        leaf = getattr(_seen(self, "setting .grad"), "_leaf", None) or (0, None, [None])  # or a stand-in
         if gradient is not None:
             _check(self._node is leaf, ".grad can be set on leaves that require gradients only")
             gradient = self._fitted(gradient, ".grad", getattr(gradient, "requires_grad", False))
@@ -951,7 +951,7 @@ def _sigmoid(x):
 
 def _by_axis(function):
     """A method that takes lengths or axes also one by one: ``t.reshape(2, -1)`` as ``t.reshape((2, -1))``."""
-    return lambda t, *to, **how: _apply(function, (t, *to) if hasattr([*to, 0][0], "__len__") else (t, to or None), how)
+    return lambda t, *to, **o: _apply(function, (t, *to) if to and hasattr(to[0], "__len__") else (t, to or None), o)
 
 
 def _written(t, *_, **options):
