@@ -719,34 +719,33 @@ def trained(engine: Any, dtype: Any) -> list[Any]:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0] / 10
+    assert {p.dtype for p in parameters} == {np.dtype(dtype)}
+    with engine.no_grad():
+        assert not (W * 2).requires_grad
     return [loss.data, *[p.data for p in parameters]]
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_heart_alone_does_the_tensor_job(dtype):
-    heart = imported(up_to("NumPy's functions"))
-    found = trained(heart, dtype)
-    assert_alike(found, trained(tinygrad_lite, dtype), rtol=0, atol=0)
-    assert {p.dtype for p in found[1:]} == {np.dtype(dtype)}
-    with heart.no_grad():
-        assert not (heart.Tensor(1.0, requires_grad=True) * 2).requires_grad
-
-
-def test_without_jit_all_else_works():
-    cut, x = imported(up_to("jit")), np.array([0.5, -1.0, 2.0])
+def differentiated(engine: Any) -> list[Any]:
+    """What the layers above jit make of a function."""
+    x = np.array([0.5, -1.0, 2.0])
 
     def f(x: Any) -> Any:
         return np.sum(np.sin(x) * np.sort(x) ** 2) + np.linalg.norm(np.concatenate([x, x[:1]]))
 
-    found, expected = [
-        [e.value_and_grad(f)(x), e.hessian(f)(x), e.jvp(f, (x,), (x,)), e.to_dot(e.Tensor(3.0, requires_grad=True) * 2)]
-        for e in (cut, tinygrad_lite)
-    ]
-    assert_alike(found, expected)
-    assert cut.gradcheck(lambda x: cut.sigmoid(x) * cut.relu(x), x)
+    assert engine.gradcheck(lambda x: engine.sigmoid(x) * engine.relu(x), x)
     infinite = pytest.raises(FloatingPointError, match=r"np\.sqrt of shape \(\) made nan or infinity")
-    with np.errstate(all="ignore"), infinite, cut.detect_anomaly():
-        cut.grad(np.sqrt)(np.float64(0.0))
+    with np.errstate(all="ignore"), infinite, engine.detect_anomaly():
+        engine.grad(np.sqrt)(np.float64(0.0))
+    graph = engine.to_dot(engine.Tensor(3.0, requires_grad=True) * 2)
+    return [engine.value_and_grad(f)(x), engine.hessian(f)(x), engine.jvp(f, (x,), (x,)), graph]
+
+
+@pytest.mark.parametrize(("section", "program"), [
+    *[("NumPy's functions", functools.partial(trained, dtype=dtype)) for dtype in (np.float32, np.float64)],
+    ("jit", differentiated),
+])  # fmt: skip
+def test_what_stands_above_a_section_does_alone_what_it_does_in_the_whole_file(section, program):
+    assert_alike(program(imported(up_to(section))), program(tinygrad_lite), rtol=0, atol=0)
 
 
 def test_the_files_keep_to_their_budgets_of_lines():
