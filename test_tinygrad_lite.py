@@ -1191,6 +1191,8 @@ FACTS = calls("""
     (operator.imul(T, 2) is T, T.data.tolist(), grad(lambda x: operator.imul(x, 2))(3.0)) == (False, [1.0, 2.0], 2.0)
     T.astype(np.float32).dtype == np.float32; not T.astype(int).requires_grad; not (Tensor(1.0) * 2).requires_grad
     grad(lambda x: (x.astype(np.float64) * np.float64(0.1)).sum())(np.float32([1, 2])).dtype == np.float32
+    grad(np.sum)(ONES).flags.writeable; not np.shares_memory(jvp(lambda x: x, (ONES,), (ONES,))[0], ONES)
+    not np.shares_memory(*grad(lambda x, y: (x + y).sum(), (0, 1))(ONES, ONES))
     grad(np.max)(np.array([1.0, nan, nan])).tolist() == [0.0, 0.5, 0.5]
     grad(lambda x: x.clip(0, 2).sum())(np.array([nan, 1.0])).tolist() == [1.0, 1.0]
     grad(np.mean)(np.ones(70_000, np.float16))[0] == np.float16(1 / 70_000)
@@ -1219,6 +1221,8 @@ WRONG: list[tuple[Any, str, str]] = [
     (ValueError, r"\.data must have the shape \(2,\) of the Tensor, not \(3,\)", "setattr(T, 'data', np.zeros(3))"),
     (ValueError, r"\.grad must have the shape \(2,\) of the Tensor, not \(3,\)", "setattr(T, 'grad', np.zeros(3))"),
     (TypeError, r"from dtype\('float64'\) to dtype\('int64'\)", "setattr(Tensor(np.arange(3)), 'data', np.zeros(3))"),
+    (TypeError, "^bool data cannot require gradients", "grad(np.sum)({np.array([True, False])/[True]})"),
+    (TypeError, "^a Tensor holds booleans, integers or floats, not data of dtype", "grad(np.sum)({'3'/1j})"),
     (ValueError, "leaves", "setattr({T * 2/Tensor([1.0, 2.0])}, 'grad', np.zeros(2))"),
     (ValueError, "axis", "{Tensor/leaf}(0.0).{sum/mean/max/min/prod/var/std}(axis=3)"
      "; {Tensor/leaf}(ONES).{sum/mean/max/min/prod/var/std}(axis={5/-3/(0, 0)})"),
@@ -1999,30 +2003,18 @@ def test_constants_are_numpys_and_carry_no_gradient(name):
             np.testing.assert_equal(tree_map(data_of, out), plain)
 
 
-def refusal(function: Any) -> str:
-    """The error of the first call whose arguments NumPy lets Tensors see, or what it gave instead of an error."""
-    t, m = leaf([1.0, 2.0, 3.0]), leaf(np.eye(3))
-    attempts: list[Any] = [(t,), (m,), (t, t), (m, t), (t, 1), (t, t, t), (t, [1], 1), ([t, t],), ([t, t], [t, t])]
-    attempts += [(1, t, t), (t, 1, 1.0), (len, 0, t), (len, t, 0), (t, t, 1, t), (t, t, t, t), (t, [t > 0], [len])]
-    calls = [(args, {"like": t}) for args in ((3,), (3, 3), ([1.0],), (len, 3), ("1", float))]
-    calls += [(args, {}) for args in [*attempts, ("i,i", t, t), ("file", t)]]
-    for args, options in calls:
-        try:
-            return f"{args} gave {function(*args, **options)!r}"
-        except Exception as error:
-            if isinstance(error, TypeError) and "defvjp" in str(error):
-                return str(error)
-    return "no call got through"
-
-
-def test_functions_without_a_row_are_refused_by_name(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_functions_without_a_row_are_refused_by_name():
+    t = leaf([1.0, 2.0])
     assert len(FUNCTIONS) > 350
     for function in [f for f in FUNCTIONS if f not in ROWS]:
         # Of NumPy's string ufuncs some have no public name and tell no module.
         name = r"(np\.)?[\w.]*?" + function.__name__.lstrip("_").removesuffix("_with_like")
-        assert re.match(rf"{name} has no derivative rule: add one with defvjp\({name}, ", refusal(function))
-    assert [*tmp_path.iterdir()] == []
+        if isinstance(function, np.ufunc):
+            call = functools.partial(function, *[t] * function.nin)
+        else:  # what NumPy does where a Tensor is among the arguments
+            call = functools.partial(t.__array_function__, function, [Tensor], (t,), {})
+        with pytest.raises(TypeError, match=rf"^{name} has no derivative rule: add one with defvjp\({name}, "):
+            call()
 
 
 @pytest.mark.parametrize("ufunc", sorted(get_overridable_numpy_ufuncs(), key=str), ids=lambda f: f.__name__)
@@ -2625,6 +2617,10 @@ def test_an_argument_in_the_place_of_argnums_is_refused_at_once(derivative, wron
             derivative(wrong)  # as in PyTorch's grad(loss, w)
 
 
+Pair = collections.namedtuple("Pair", "x y")
+XY, YX = [Pair(np.array(x, np.float32), np.array(y, float)) for x, y in ([(2, 3), (5, 7)], [(5, 7), (2, 3)])]
+WB = collections.defaultdict(list, w=np.ones(2), b=np.full(2, 5.0))  # which functions may change
+BW = collections.defaultdict(list, w=np.full(2, 5.0), b=np.ones(2))
 # What derivatives are, exactly: NumPy's arrays in the shape, the dtype and the structure of the arguments.
 DERIVATIVES = {
     "nested ones do not confuse variables": """grad(lambda x: x * grad(lambda y: x + y)(x))(2.0) gives 1.0
@@ -2644,6 +2640,8 @@ DERIVATIVES = {
     "they have the structure of the argument": """grad(lambda p, x: x * 2)(dict(), 1.0) gives dict()
     grad(lambda p: sum(p, 0.0))([1.0, 2.0]) gives [1.0, 1.0]
     grad(lambda p: p.popitem()[1])(collections.OrderedDict(w=F, b=5.0)) gives collections.OrderedDict(w=0 * F, b=1.0)
+    (grad(lambda p: {p.pop("w")/p.setdefault(0, p["w"])/len(p[0]) + p["w"]} @ p["b"])(WB), [*WB]) gives (BW, [*"wb"])
+    grad(lambda p, q: p["w"][0] * q[0].x @ q[0].y, (0, 1))(dict(w=(1.0,)), [XY]) gives (dict(w=(31.0,)), [YX])
     hessian(lambda p: p["a"] ** 2 * p["b"])(dict(a=3.0, b=5.0)) gives dict(a=dict(a=10.0, b=6.0), b=dict(a=6.0, b=0.0))
     jvp(lambda p, x: p["w"].sum() * p["b"] * x, (dict(w=ONES, b=2), 3), (dict(w=INTS, b=1), 0.5)) gives (36.0, 114.0)
     jacobian(lambda x: (x.sum(), dict(twice=2 * x)))(np.ones(2)) gives (np.ones(2), dict(twice=2 * np.eye(2)))""",
@@ -2674,12 +2672,6 @@ def test_derivatives_are_what_is_written_here(what, said):
     assert_alike(eval(derivative), eval(expected), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("x", [True, np.array([True, False]), [True], "3", 1j])
-def test_arguments_that_are_no_real_numbers_have_no_derivatives(x):
-    with pytest.raises((TypeError, ValueError)):
-        grad(lambda x: np.sum(x * 2))(x)
-
-
 # The first, second and third derivative of order h**6, h**6 and h**4, by seven values at distances h.
 STENCILS = [[-1, 9, -45, 0, 45, -9, 1], [2, -27, 270, -490, 270, -27, 2], [1, -8, 13, 0, -13, 8, -1]]
 
@@ -2701,51 +2693,6 @@ def test_derivatives_up_to_the_third_along_a_random_direction_agree_with_differe
         for order, (stencil, divisor) in enumerate(zip(STENCILS, (60, 180, 8), strict=True), 1):
             derivative, difference = grad(derivative), np.dot(stencil, values) / (divisor * h**order)
             np.testing.assert_allclose(derivative(0.0), difference, rtol=1e-5, atol=1e-5)
-
-
-def test_gradients_are_arrays_that_nobody_else_has_and_that_can_be_written_to():
-    x = np.ones((2, 3))
-    gx, gy = grad(lambda x, y: (x + y).sum(), (0, 1))(x, x)
-    gx += 1
-    np.testing.assert_array_equal(gy, np.ones((2, 3)))
-    assert grad(np.sum)(x).flags.writeable
-    assert not np.shares_memory(jvp(lambda x: x, (x,), (x,))[0], x)
-
-
-def test_gradients_have_the_structure_of_the_arguments():
-    point = collections.namedtuple("point", "x y")
-    arrays = [
-        np.ones((2, 3), np.float32),
-        np.zeros(3),
-        np.ones((3, 1)),
-        2.0,
-        np.float32(3),
-        np.arange(4.0).reshape(2, 2),
-    ]
-
-    def arguments(w: Any, b: Any, x: Any, y: Any, scale: Any, data: Any) -> Any:
-        return {"layers": [(w, b), point(x, y)], "scale": scale}, data
-
-    def loss(params: Any, data: Any) -> Any:
-        (w, b), last = params["layers"]
-        return (np.tanh(data @ w + b) @ last.x * last.y * params["scale"]).sum()
-
-    value, gradients = value_and_grad(loss, (0, 1))(*arguments(*arrays))
-    assert value == loss(*arguments(*arrays))
-    numeric = central_differences(lambda *xs: loss(*arguments(*xs)), arrays, 1.0)
-    expected = [g.astype(np.asarray(x).dtype) for g, x in zip(numeric, arrays, strict=True)]
-    assert_alike(gradients, arguments(*expected), rtol=1e-4)
-
-
-@pytest.mark.parametrize(("f", "w", "b"), [
-    (lambda p: p.pop("w").sum() * 2 + p["b"].sum() * 3, 2.0, 3.0),
-    (lambda p: p.setdefault("h", p["w"] * p["b"]).sum(), 5.0, 1.0),
-    (lambda p: len(p["new"]) + (p["w"] * 2).sum() - p["b"].sum(), 2.0, -1.0),  # of a defaultdict
-])  # fmt: skip
-def test_functions_may_change_the_structure_that_they_are_given(f, w, b):
-    params = collections.defaultdict(list, w=np.ones(2), b=np.full(2, 5.0))
-    assert_alike(grad(f)(params), collections.defaultdict(list, w=np.full(2, w), b=np.full(2, b)))
-    assert [*params] == ["w", "b"]
 
 
 def test_a_python_float_is_to_the_function_what_it_is_in_numpy():
