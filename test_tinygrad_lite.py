@@ -1202,7 +1202,7 @@ FACTS = calls("""
     grad(np.max)(np.array([1.0, nan, nan])).tolist() == [0.0, 0.5, 0.5]
     grad(lambda x: x.clip(0, 2).sum())(np.array([nan, 1.0])).tolist() == [1.0, 1.0]
     grad(np.mean)(np.ones(70_000, np.float16))[0] == np.float16(1 / 70_000)
-    gradcheck(lambda a, b: np.linalg.pinv(a @ b), LEFT[:4], RIGHT)
+    gradcheck(lambda a, b: np.linalg.pinv(a @ b), LEFT[:4], RIGHT)  # which is of rank 2
     gradcheck(lambda a, b, c: np.linalg.lstsq(a @ b, c)[0], LEFT[:4], RIGHT, [0.0, 1.0, 4.0, 9.0])
     all([math.isclose(grad(np.arctan2)(float(n), n) * n, 0.5) for n in (np.int64(2**62), np.int32(2e9), np.uint8(200))])
     all([math.isclose(grad(np.arctan2, 1)(n, float(n)) * n, -0.5) for n in (np.int64(2**62), np.uint8(200))])
@@ -1230,7 +1230,7 @@ def test_what_is_written_here_of_tensors_in_python_and_numpy_holds(fact):
     assert eval(fact)
 
 
-WRONG: list[tuple[Any, str, str]] = [
+WRONG: list[tuple[Any, str, str]] = [  # of Tensors and rules of one's own; the table's own follow with the rules
     (ValueError, r"\.data must have the shape \(2,\) of the Tensor, not \(3,\)", "setattr(T, 'data', np.zeros(3))"),
     (ValueError, r"\.grad must have the shape \(2,\) of the Tensor, not \(3,\)", "setattr(T, 'grad', np.zeros(3))"),
     (TypeError, r"from dtype\('float64'\) to dtype\('int64'\)", "setattr(Tensor(np.arange(3)), 'data', np.zeros(3))"),
@@ -1535,8 +1535,7 @@ def test_joined_arrays_get_back_their_own_stretches_along_every_axis(name, lengt
     stretches = np.split(weights, np.cumsum(lengths)[:-1], axis)
     stretches = [w.squeeze(axis) if name == "stack" else w for w in stretches]
     check(name, Call([A(*w.shape) for w in stretches], axis))
-    slopes = grad(lambda *xs: np.sum(named(name)(xs, axis) * weights), (0, 1, 2, 3))
-    for f in (slopes, jit(slopes)):
+    for f in ways(grad(lambda *xs: np.sum(named(name)(xs, axis) * weights), (0, 1, 2, 3))):
         assert_alike(f(*map(np.ones_like, stretches)), (*stretches,), rtol=0, atol=0)
 
 
@@ -1825,8 +1824,7 @@ def test_partition_keeps_numpys_order_whatever_that_is():
         x = np.random.default_rng(seed).integers(0, 50, (3, 300)) / 7.0
         out, (g,) = grads(partition, x, weights=weights)
         np.testing.assert_array_equal(out, partition(x))
-        for before, slopes, after, w in zip(x, g, out, weights, strict=True):  # among equals in any order
-            assert sorted(zip(before, slopes, strict=True)) == sorted(zip(after, w, strict=True))
+        np.testing.assert_array_equal(np.sort(x + 1j * g), np.sort(out + 1j * weights))  # among equals in any order
 
 
 WRONG += [
@@ -1851,7 +1849,7 @@ WRONG += [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("error", "match", "text"), [(*row[:2], text) for row in WRONG for text in calls(row[2])])
+@pytest.mark.parametrize(("error", "match", "text"), [(*row, text) for *row, texts in WRONG for text in calls(texts)])
 def test_an_error_names_what_is_refused_and_leaves_data_and_gradients_as_they_were(error, match, text):
     t = leaf([[1.0, -2.0], [3.0, 4.0]])
     if "linalg" in text:  # which NumPy does as long as no gradient is asked for
