@@ -3498,7 +3498,6 @@ def test_errors_of_generated_code_are_those_of_numpy_and_name_the_function():
 Frozen: Any = type("Frozen", (types.SimpleNamespace,), {
     "__hash__": lambda self: hash(self.value), "__call__": lambda self, x: x * self.value})  # fmt: skip
 Counted = type("Counted", (), {"n": itertools.count(), "__repr__": lambda self: f"Counted{next(self.n)}"})
-Pair = collections.namedtuple("Pair", "first second")
 f4, DOUBLE = np.float32, jit(lambda x: x * 2)
 TWO_CALLS = {  # arguments of the first call, and of the second, and functions of x and c
     "MAT | MAT + 1": """np.mean(x, where=[True, False, True]); np.sum(a=x, axis=0) + np.max(a=x)
