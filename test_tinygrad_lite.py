@@ -51,8 +51,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
+from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 import autograd
+import autograd.misc.optimizers
 import autograd.numpy as anp
 import cloudpickle
 import dask
@@ -73,23 +75,11 @@ from numpy.testing.overrides import get_overridable_numpy_array_functions, get_o
 import tinygrad_lite
 import train_gender
 import train_linear
-from tinygrad_lite import (
-    SGD,
-    Tensor,
-    defvjp,
-    detect_anomaly,
-    grad,
-    gradcheck,
-    hessian,
-    jacobian,
-    jit,
-    jvp,
-    no_grad,
-    relu,
-    sigmoid,
-    to_dot,
+
+from tinygrad_lite import (  # isort: skip
+    SGD, Tensor, defvjp, detect_anomaly, grad, gradcheck, hessian, jacobian, jit, jvp, no_grad, relu, sigmoid, to_dot,
     value_and_grad,
-)
+)  # fmt: skip
 
 settings.register_profile("suite", deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
 settings.load_profile("suite")
@@ -2915,7 +2905,7 @@ def test_gradients_of_random_programs_agree_with_a_second_engine_and_with_jit(pr
         assert compiled.cache_info().hits == again
 
 
-# --- gradcheck --------------------------------------------------------------------------------------------------------
+# --- Tools ------------------------------------------------------------------------------------------------------------
 
 
 def test_gradcheck_accepts_right_rules_and_names_what_is_wrong():
@@ -2930,9 +2920,6 @@ def test_gradcheck_accepts_right_rules_and_names_what_is_wrong():
         gradcheck(lambda a, b: wrong(b) + a, 1.0, np.array([1.0, 2.0, 3.0]))
     found, expected = map(float, re.fullmatch(pattern, str(caught.value)).groups())
     assert found / expected == pytest.approx(3 / 2)
-
-
-# --- detect_anomaly ---------------------------------------------------------------------------------------------------
 
 
 def anomaly(f: Any, *args: Any) -> str:
@@ -2999,11 +2986,9 @@ def test_detect_anomaly_lets_pass_what_was_infinite_before_and_changes_no_number
 
 
 @pytest.mark.filterwarnings("ignore:divide by zero", "ignore:overflow")
-def test_detect_anomaly_is_over_at_its_end_and_of_this_thread_alone():
-    def log_of_0(_: Any = None) -> None:
-        found.append(np.log(leaf(0.0)).item())
-
+def test_detect_anomaly_is_over_at_its_end_of_this_thread_alone_and_holds_no_graph(no_collector):
     fast, x, found = jit(grad(lambda x: np.sqrt(x))), leaf(0.0), list[float]()
+    log_of_0 = lambda _=None: found.append(np.log(leaf(0.0)).item())  # noqa: E731
     with detect_anomaly(), detect_anomaly():
         pass
     log_of_0()
@@ -3016,26 +3001,16 @@ def test_detect_anomaly_is_over_at_its_end_and_of_this_thread_alone():
         assert anomaly(np.log, x)
         with pytest.raises(FloatingPointError):
             np.log(x)
+        value = weakref.ref(np.exp(leaf([1.0, 2.0])).data)
+        assert value() is None
     log_of_0()
     assert (fast(np.float64(0)), *found) == (np.inf, *[-np.inf] * 4)
     assert engine_calls(lambda: -x) == 1  # the quick way again
 
 
-def test_detect_anomaly_holds_no_graph(no_collector):
-    with detect_anomaly():
-        y = np.exp(leaf([1.0, 2.0]))
-        value = weakref.ref(y.data)
-        del y
-        assert value() is None
-
-
-# --- to_dot -----------------------------------------------------------------------------------------------------------
-# What it writes is read by another parser of Graphviz's language.
-
-
 def drawn(t: Any, names: Any) -> list[str]:
     """The nodes, by their labels and what they stand out by, and the edges, by the first lines of the labels."""
-    [graph] = pydot.graph_from_dot_data(to_dot(t, names))
+    [graph] = pydot.graph_from_dot_data(to_dot(t, names))  # another parser of Graphviz's language
     nodes = {n.get_name(): n.get_attributes() for n in graph.get_nodes() if n.get_name() != "node"}
     labels = {name: attributes["label"].strip('"').split("\\n") for name, attributes in nodes.items()}
     looks = [attributes.get("fillcolor") or attributes.get("shape", "box") for attributes in nodes.values()]
@@ -3965,6 +3940,9 @@ def prose_of(page: Path) -> str:
     return re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
 
 
+RECIPES = python_blocks(README.read_text().partition("## Recipes")[2].partition("## The code by")[0])
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_names_and_links_in_the_readme_and_the_docs_exist(page):
     for name in re.findall(r"`(_\w+)`", prose_of(page)):
@@ -3979,12 +3957,15 @@ def test_names_and_links_in_the_readme_and_the_docs_exist(page):
         assert anchor in [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles], anchor
 
 
-def test_readme_has_its_contents_and_links_to_each_page():
+def test_readme_has_its_contents_links_to_each_page_and_recipes_of_twelve_lines_at_most():
     prose = prose_of(README)
     contents = prose.split("**Contents**", 1)[1].split("\n\n", 1)[0]
     assert re.findall(r"\[([^]]+)\]", contents) == re.findall(r"^## (.*)$", prose, re.MULTILINE)
     assert {f"docs/{page.name}" for page in DOCS} <= {*re.findall(r"\]\(([^)#]+)", prose)}
     assert len(README.read_text().splitlines()) <= 620
+    assert len(RECIPES) >= 12
+    assert [block for block in RECIPES if len([*filter(str.strip, block.splitlines())]) > 12] == []
+    assert [block for block in RECIPES if not re.search("^ *(print|class)", block, re.MULTILINE)] == []
 
 
 def test_how_it_works_goes_through_the_heart_in_its_order_and_shows_rules_that_stand_there():
@@ -3997,15 +3978,6 @@ def test_how_it_works_goes_through_the_heart_in_its_order_and_shows_rules_that_s
     assert [goal for goal in (*goals, "shape handling and broadcasting") if goal not in titles.lower()] == []
     rules = re.findall(r"`((?:lambda g, _, |-g \* )[^`]+)`", part)
     assert [rule in up_to("NumPy's functions") for rule in rules] == [True] * 3
-
-
-def commands_of(*pages: Path) -> list[list[str]]:
-    """What pages say to type, without ``uv run`` and what that takes; this machine has the packages installed."""
-    text = "\n\n".join([page.read_text() for page in pages])
-    blocks = re.findall(r"^```sh\n(.*?)\n```", text, re.MULTILINE | re.DOTALL)
-    commands = [line for block in blocks for line in block.splitlines()] + re.findall(r"`(uv run [^`]*)`", text)
-    prefix = r"^(python |(pip install uv && )?uv run( --(with|group) \S+)*)"
-    return [shlex.split(re.sub(prefix, "", line)) for line in commands]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -4036,9 +4008,6 @@ def test_examples_of_the_readme_and_the_docs_print_what_they_say(capsys, request
             assert printed.splitlines() == re.findall(r"^ *print.*  # (.*)$", block, re.MULTILINE)
 
 
-RECIPES = python_blocks(README.read_text().partition("## Recipes")[2].partition("## The code by")[0])
-
-
 def recipe(text: str, **names: Any) -> Any:
     """What the one recipe with this text defines."""
     (block,) = [block for block in RECIPES if text in block]
@@ -4046,16 +4015,8 @@ def recipe(text: str, **names: Any) -> Any:
     return names[text.split()[-1]]
 
 
-def test_no_recipe_is_longer_than_twelve_lines():
-    assert len(RECIPES) >= 12
-    assert [block for block in RECIPES if len([*filter(str.strip, block.splitlines())]) > 12] == []
-    assert [block for block in RECIPES if not re.search("^ *(print|class)", block, re.MULTILINE)] == []
-
-
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_adam_of_the_recipes_is_that_of_autograd(dtype):
-    from autograd.misc.optimizers import adam
-
     x, weights = np.array([1.0, -2.0, 3.0], dtype), np.array([1.0, 100.0, 0.01], dtype)
     p, skipped = leaf(x, dtype), leaf(1.0)
     optimizer = recipe("class Adam", SGD=SGD, np=np)([p, skipped], lr=0.05)
@@ -4063,7 +4024,7 @@ def test_adam_of_the_recipes_is_that_of_autograd(dtype):
         optimizer.zero_grad()
         (np.cos(p) * weights).sum().backward()
         optimizer.step()
-        expected = adam(lambda x, _: -np.sin(x) * weights, x, num_iters=steps, step_size=0.05)
+        expected = autograd.misc.optimizers.adam(lambda x, _: -np.sin(x) * weights, x, num_iters=steps, step_size=0.05)
         np.testing.assert_allclose(p.data, expected, rtol=1e-4 if dtype == np.float32 else 1e-10)
     assert (p.dtype, skipped.item()) == (dtype, 1.0)
 
@@ -4220,8 +4181,8 @@ def test_the_table_of_times_and_what_the_readme_tells_of_them_are_those_of_the_l
     assert sum(networks) >= 3
     assert jitted[networks].max() <= float(most)
     assert eager[networks].between(float(low), float(high)).all()
-    step = "one scalar SGD step"
-    assert f"takes {jitted[step]:.2g} and {eager[step]:.2g} times as long" in told
+    ratios = [f"{program['one scalar SGD step']:.2g}" for program in (jitted, eager)]
+    assert f"takes {' and '.join(ratios)} times as long" in told
 
 
 def test_the_table_and_the_picture_of_times_do_without_programs_that_were_not_there(peers, tmp_path):
@@ -4398,13 +4359,11 @@ def test_a_bar_shows_how_far_a_long_run_is_and_ctrl_c_ends_it_with_the_report_so
 
 @both
 def test_plots_are_pictures_of_all_that_is_asked(capsys, tmp_path, monkeypatch, script):
-    pyplot = matplotlib.pyplot
-    pyplot.close("all")
+    matplotlib.pyplot.close("all")
     report(capsys, script, *SHORT[script].split(), "--plot", tmp_path / "picture.png")
-    pixels = matplotlib.image.imread(tmp_path / "picture.png")
-    assert min(pixels.shape[:2]) > 300
-    assert len(pyplot.get_fignums()) == 1
-    left, right = pyplot.gcf().axes
+    assert min(matplotlib.image.imread(tmp_path / "picture.png").shape[:2]) > 300
+    assert len(matplotlib.pyplot.get_fignums()) == 1
+    left, right = matplotlib.pyplot.gcf().axes
     assert all(len(line.get_ydata()) in (51, 10) for line in left.get_lines())
     assert left.get_yscale() == "log"
     assert len(right.get_lines()) + len(right.collections) == 2
@@ -4600,24 +4559,15 @@ def test_linear_says_in_one_sentence_what_is_wrong_with_a_cluster(capsys, addres
     for owner, name in (asyncio, "wait_for"), (distributed.Client, "wait_for_workers"), (distributed, "Client"):
         wait = getattr(owner, name)
         monkeypatch.setattr(owner, name, lambda *args, timeout, wait=wait: wait(*args, timeout=timeout / 10))
-    with (
-        socket.create_server(("127.0.0.1", 0)) as silent,
-        distributed.LocalCluster(n_workers=0, **quiet) as empty,
-    ):
+    empty = distributed.LocalCluster(n_workers=0, **quiet)
+    with socket.create_server(("127.0.0.1", 0)) as silent, empty:
         for where in (f"tcp://127.0.0.1:{silent.getsockname()[1]}", empty.scheduler_address):
             begin = time.monotonic()
             fails_with_one_sentence(capsys, train_linear, ["--dask", where], where)
             assert 0.4 < time.monotonic() - begin < 4
-    compute, calls = dask.compute, []
+    error = train_linear.squared_error
     with distributed.LocalCluster(n_workers=1, processes=False, protocol="tcp", **quiet) as leaving:
-
-        def stopping(*values: Any) -> Any:
-            calls.append(values)
-            if len(calls) == 5:
-                leaving.close()
-            return compute(*values)
-
-        monkeypatch.setattr(dask, "compute", stopping)
+        monkeypatch.setattr(train_linear, "squared_error", lambda *values: leaving.close() or error(*values))
         fails_with_one_sentence(capsys, train_linear, ["--dask", leaving.scheduler_address], leaving.scheduler_address)
     monkeypatch.setitem(sys.modules, "distributed", None)
     fails_with_one_sentence(capsys, train_linear, ["--dask"], "distributed")
@@ -4698,8 +4648,6 @@ def kaggle(status=200, version=3, file=b"", archive=b""):
 
     It gives the calls that it got.
     """
-    from wsgiref.simple_server import WSGIRequestHandler, make_server
-
     with zipfile.ZipFile(zipped := io.BytesIO(), "w") as members:
         members.writestr("gender.csv", file)
     archive, calls = archive or zipped.getvalue(), []
@@ -4726,14 +4674,11 @@ def kaggle(status=200, version=3, file=b"", archive=b""):
         yield calls
 
 
-@contextlib.contextmanager
 def kagglehub_that(answers):
-    """In place of kagglehub a module that talks, and answers with a statement."""
-    module, talk = types.ModuleType("kagglehub"), "print('Downloading'), sys.stderr.write('bar')"
-    exec(f"import sys\ndef dataset_download(_):\n {talk}\n {answers}", vars(module))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "kagglehub", module)
-        yield
+    """kagglehub, but it talks, and answers with a statement."""
+    talk, names = "print('Downloading'), sys.stderr.write('bar')", {"sys": sys}
+    exec(f"def download(_):\n {talk}\n {answers}", names)
+    return mock.patch("kagglehub.dataset_download", names["download"])
 
 
 def gender_source(capsys: Any, *options: object, warning: str = "") -> str:
@@ -4798,13 +4743,17 @@ def test_a_silent_server_is_given_up_after_15_seconds_and_a_person_sees_the_wait
 @pytest.mark.usefixtures("kaggle_is_this_machine")
 @both
 def test_commands_of_the_readme_run_as_printed_but_for_the_number_of_epochs(capsys, tmp_path, monkeypatch, script):
-    found, name = {tuple(command) for command in commands_of(*PAGES)}, script.__name__
-    assert {command[0] for command in found if command[0].startswith("train_")} == {f"{s.__name__}.py" for s in TABLES}
     (tmp_path / "docs").mkdir()
     monkeypatch.chdir(tmp_path)
-    commands = [options for script, *options in found if script == f"{name}.py"]
-    assert len(commands) > 1
-    for options in commands:
+    text, name = "\n\n".join([page.read_text() for page in PAGES]), script.__name__
+    blocks = re.findall(r"^```sh\n(.*?)\n```", text, re.MULTILINE | re.DOTALL)
+    lines = {line for block in blocks for line in block.splitlines()} | {*re.findall(r"`(uv run [^`]*)`", text)}
+    # Without uv run and what that takes: this machine has the packages installed.
+    commands = [re.sub(r"^(python |(pip install uv && )?uv run( --(with|group) \S+)*)", "", line) for line in lines]
+    assert {*re.findall(r"^ *(train_\S*)", "\n".join(commands), re.MULTILINE)} == {f"{s.__name__}.py" for s in TABLES}
+    mine = [options for options in map(shlex.split, commands) if options[0] == f"{name}.py"]
+    assert len(mine) > 1
+    for _, *options in mine:
         printed(capsys, script, *options, "--epochs=1")
     made, kept = [matplotlib.image.imread(where / "docs" / f"{name}.png") for where in (tmp_path, HERE)]
     assert made.shape == kept.shape
