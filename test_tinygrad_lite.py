@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import ast
 import asyncio
 import collections
@@ -13,14 +12,12 @@ import fcntl
 import functools
 import gc
 import gzip
-import hashlib
 import importlib.metadata
 import importlib.util
 import inspect
 import io
 import itertools
 import json
-import linecache
 import logging
 import math
 import operator
@@ -40,14 +37,11 @@ import threading
 import time
 import tokenize
 import tomllib
-import traceback
 import tracemalloc
 import types
 import warnings
 import weakref
 import zipfile
-from base64 import b64encode
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -60,7 +54,6 @@ import cloudpickle
 import dask
 import dask.array as da
 import distributed
-import matplotlib.image
 import matplotlib.pyplot
 import numpy as np
 import pandas as pd
@@ -2964,7 +2957,7 @@ def test_detect_anomaly_names_the_line_of_the_forward_pass_for_a_gradient():
     with detect_anomaly():
         nested = anomaly(model(leaf([0.0])).backward)
     for said in (anomaly(lambda x: model(x).backward(), leaf([0.0])), nested):
-        assert linecache.getline(__file__, int(said.rpartition(" ")[2])).strip() == "root = np.sqrt(x)"
+        assert said.endswith(f"see {__file__}, line {model.__code__.co_firstlineno + 1}")
     said = anomaly(model(leaf([0.0])).backward)  # around backward alone
     assert re.search(r"argument 0 of np.sqrt of shape \(1,\) made .* put the forward pass inside as well", said)
 
@@ -3435,7 +3428,7 @@ def test_errors_of_generated_code_are_those_of_numpy_and_name_the_function():
     compiled(np.eye(2))
     with pytest.raises(np.linalg.LinAlgError, match="Singular") as caught:
         compiled(-np.ones((2, 2)))
-    assert "<jit function>" in {entry.filename for entry in traceback.extract_tb(caught.value.__traceback__)}
+    assert "<jit function>" in [entry.path for entry in caught.traceback]
 
 
 # Equal to others, but not the same within.
@@ -4213,7 +4206,7 @@ def report(capsys: Any, script: Any, *args: object) -> Any:
     return json.loads(out, parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
 
 
-def fails_with_one_sentence(capsys: Any, script: Any, argv: Sequence[object], message: str) -> None:
+def fails_with_one_sentence(capsys: Any, script: Any, argv: Any, message: str) -> None:
     try:
         code = script.main([*map(str, argv)])
     except SystemExit as end:  # of argparse
@@ -4353,7 +4346,7 @@ def test_a_bar_shows_how_far_a_long_run_is_and_ctrl_c_ends_it_with_the_report_so
 def test_plots_are_pictures_of_all_that_is_asked(capsys, tmp_path, monkeypatch, script):
     matplotlib.pyplot.close("all")
     report(capsys, script, *SHORT[script].split(), "--plot", tmp_path / "picture.png")
-    assert min(matplotlib.image.imread(tmp_path / "picture.png").shape[:2]) > 300
+    assert min(matplotlib.pyplot.imread(tmp_path / "picture.png").shape[:2]) > 300
     assert len(matplotlib.pyplot.get_fignums()) == 1
     left, right = matplotlib.pyplot.gcf().axes
     assert all(len(line.get_ydata()) in (51, 10) for line in left.get_lines())
@@ -4506,7 +4499,7 @@ def test_linear_on_dask_has_the_numbers_of_one_machine_by_one_graph_a_step(capsy
         first, second, errors = np.reshape(sizes[5:], (3, 3)).T.tolist()
         assert {*map(frozenset, zip(first, second, strict=True))} == {frozenset(sizes[5:7])}
         assert {*errors} == {sizes[3]}
-    data, _ = train_linear.load(argparse.Namespace(dask="threads", data=None, rows=1_000_000_000))
+    data, _ = train_linear.load(types.SimpleNamespace(dask="threads", data=None, rows=1_000_000_000))
     assert (data.shape, max(data.chunks[1])) == ((2, 1_000_000_000), 2_000_000)  # however many rows there are
 
 
@@ -4538,10 +4531,9 @@ def test_a_worker_that_dies_within_a_step_changes_no_number(capsys, cluster, add
 
 def test_linear_says_in_one_sentence_what_is_wrong_with_a_cluster(capsys, address, parts, monkeypatch):
     """On a clock that is ten times as fast."""
-    lines = Path(parts[1]).read_text().splitlines()
-    Path(parts[1]).write_text("\n".join([*lines[:2000], "a,b,7", *lines[2000:]]))
+    Path(parts[1]).write_text(Path(parts[1]).read_text() + "a,b,7\n")
     options = ["--data", *parts, "--dask", address]
-    fails_with_one_sentence(capsys, train_linear, options, r"part-1\.csv, row 2000: x .*'b'")
+    fails_with_one_sentence(capsys, train_linear, options, r"part-1\.csv, row 2501: x .*'b'")
     quiet: Any = {"dashboard_address": ":0", "silence_logs": logging.CRITICAL}
     for owner, name in (asyncio, "wait_for"), (distributed.Client, "wait_for_workers"), (distributed, "Client"):
         wait = getattr(owner, name)
@@ -4635,11 +4627,10 @@ def kaggle(status=200, version=3, file=b"", archive=b""):
         members.writestr("gender.csv", file)
     archive, calls = archive or zipped.getvalue(), []
     known = json.dumps({"ref": train_gender.DATASET, "currentVersionNumber": version}).encode()
-    digest = b64encode(hashlib.md5(archive).digest()).decode()
     answers = {
         "GetDataset": (status, {"Content-Type": "application/json"}, known),
         "DownloadDataset": (302 if status == 200 else status, {"Location": "http://localhost:7777/archive.zip"}, b""),
-        "archive.zip": (200, {"Accept-Ranges": "bytes", "x-goog-hash": f"md5={digest}"}, archive),
+        "archive.zip": (200, {"Accept-Ranges": "bytes"}, archive),
     }
 
     def answer(environ, start_response):
@@ -4738,7 +4729,7 @@ def test_commands_of_the_readme_run_as_printed_but_for_the_number_of_epochs(caps
     assert len(mine) > 1
     for _, *options in mine:
         printed(capsys, script, *options, "--epochs=1")
-    made, kept = [matplotlib.image.imread(where / "docs" / f"{name}.png") for where in (tmp_path, HERE)]
+    made, kept = [matplotlib.pyplot.imread(where / "docs" / f"{name}.png") for where in (tmp_path, HERE)]
     assert made.shape == kept.shape
 
 
