@@ -3842,9 +3842,9 @@ ERRORS: list[tuple[type[Exception], str, *tuple[str, ...]]] = [
     *[(ValueError, rf"SGD got {said}: it must be", f"SGD([leaf(1.0)], **dict(lr=0.1) | dict({said}))")
       for said in ("lr=-0.1", "lr=nan", "lr=None", "momentum=-1", "weight_decay=-1")],
     (ValueError, r"without momentum", "SGD([leaf(1.0)], lr=0.1, nesterov=True)"),
-    *[(eval(error), why, *calls(said)) for (error, _, why), said in
-      [(what.partition(".*"), said) for what, said in JIT_ERRORS.items()]],
 ]  # fmt: skip
+for kind, why in [what.split(".*", 1) for what in JIT_ERRORS]:
+    ERRORS.append((eval(kind), why, *calls(JIT_ERRORS[f"{kind}.*{why}"])))
 
 
 @pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
@@ -3885,6 +3885,9 @@ def test_array_element_assignment_of_a_tensor_is_refused_and_says_why():
     assert ".item()" in str(caught.value.__cause__)
     operator.setitem(array := np.zeros(2), 0, Tensor(3.0))
     assert array.tolist() == [3.0, 0.0]
+
+
+# --- The documentation ------------------------------------------------------------------------------------------------
 
 
 def test_everything_public_has_an_example_that_prints_what_it_says_and_tells_what_it_raises():
