@@ -1204,6 +1204,7 @@ FACTS += calls("""
     gradcheck(SOFTPLUS, [-1.0, 0.5]); gradcheck(lambda x: SOFTPLUS(scale=2.0, x=x), [-1.0, 0.5])
     all([gradcheck(SOFTPLUS, [-1.0, 0.5], scale) for scale in (2, 3, 2)]); type(SOFTPLUS(LARGE)) is np.ndarray
     all([gradcheck(functools.partial(SOFTPLUS, scale=scale), [-1.0, 0.5]) for scale in (2, 3, 2)])
+    math.isclose(grad(SOFTPLUS)(0.5), 1 / (1 + math.exp(-0.5)))
     gradcheck(defvjp(math.sin, lambda g, out, x: g * np.cos(x)), 0.5); defvjp(math.cos, lambda *_: 0)(2) == math.cos(2)
     """)
 
