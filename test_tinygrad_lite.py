@@ -3379,7 +3379,7 @@ UNTRACEABLE = {  # by what jit says, programs of x
     r"shape depends on values np\.sum\(np\.where\(mask, x, 0\)\) for np\.sum\(x\[mask\]":
     "x[x > 0]; W_OUTSIDE[x > 0]; np.nonzero(x); np.where(x > 0); np.repeat(x, x > 0)",
     r"an index: write an int": "np.repeat(x, np.argmax(x)); x[: np.argmax(x)]; range(np.argmax(x))"
-    "; np.sum(np.ones((3, 3)) * x, axis=np.argmin(x)); np.roll(x, np.argmax(x))",
+    "; np.sum(np.ones((3, 3)) * x, axis=np.argmax(x)); np.roll(x, np.argmax(x))",
     r"writes into an array": "np.sum(x * np.ones((2, 1)), axis=0, out=BUFFER); np.concatenate([x], out=BUFFER)",
     r"written to.*np\.where": "operator.setitem(x, 0, 1)", r"np\.copyto has no derivative rule": "WRITER(x)",
     r"np\.unique has no derivative rule": "UNIQUE(x)", r"step\(\).*outside": "SGD([W_OUTSIDE], lr=0.1).step()",

@@ -179,8 +179,8 @@ class _Row:
             args = [x if isinstance(x, (Tensor, int, float)) else _as_value(x) for x in args]
         nodes = tuple([x._node if isinstance(x, Tensor) and _thread.recording else None for x in args])
         order, observer, (values, named) = _next_order(), _thread.observer, self.plain(args, options)
-        done = values, compute(*values, **named)
-        values, out = done if observer is None else observer.result(self, order, compute, args, options, *done)
+        observed = None if observer is None else observer.compute(self, order, compute, args, options, values, named)
+        values, out = observed or (values, compute(*values, **named))
         return self.result(order, nodes, values, out, named)
 
     def plain(self, args, options):
@@ -349,7 +349,8 @@ class Tensor(_Anything):
 
     @data.setter
     def data(self, data: Any) -> None:
-        _seen(self, "setting .data")._value = self._fitted(data, ".data", casting="same_kind", copy=False)
+        _seen(self, "setting .data")
+        self._value = self._fitted(data, ".data", casting="same_kind", copy=False)
 
     @property
     def requires_grad(self) -> bool:
@@ -779,7 +780,9 @@ def _map(f, tree):
     items: Any = {key: _map(f, x) for key, x in tree.items()} if isinstance(tree, dict) else [_map(f, x) for x in tree]
     if isinstance(tree, tuple):
         return getattr(tree, "_make", type(tree))(items)
-    new: Any = copy.copy(tree)  # of the user's own type perhaps, and given the other items
+    if type(tree) is type(items):
+        return items
+    new: Any = copy.copy(tree)  # of the user's own type, and given the other items
     type(items).__init__(new, items)
     if type(tree).__dictoffset__ and vars(tree) is tree:  # items that are attributes, too
         new.__dict__ = new
@@ -857,7 +860,7 @@ class _Function(_Row):
             raise type(error)(f"{_name(self.function)} of shapes {shapes}: {str(error).strip()}") from None
 
     def plain(self, args, options):
-        return _map(_value_of, tuple(args)), {name: _map(_value_of, x) for name, x in options.items()}
+        return _map(_value_of, tuple(args)), options and _map(_value_of, options)
 
     def result(self, order, nodes, values, out, options=None):
         if not (self.vjps and any(nodes)):
@@ -951,7 +954,8 @@ def _sigmoid(x):
 
 def _by_axis(function):
     """A method that takes lengths or axes also one by one: ``t.reshape(2, -1)`` as ``t.reshape((2, -1))``."""
-    return lambda t, *to, **o: _apply(function, (t, *to) if to and hasattr(to[0], "__len__") else (t, to or None), o)
+    call = _method(function)
+    return lambda t, *to, **order: call(t, to[0] if len(to) == 1 and hasattr(to[0], "__len__") else to or None, **order)
 
 
 def _written(t, *_, **options):
@@ -1518,7 +1522,7 @@ def _einsum(*operands, optimize=False):
         term, shape, rest = inputs[i], arrays[i].shape, [result, *inputs[:i], *inputs[i + 1 :]]
         target = [unused[axis] if letter in term[:axis] else letter for axis, letter in enumerate(term)]
         ways = {x + y: np.eye(n, dtype=g.dtype) for x, y, n in zip(term, target, shape, strict=True) if x != y}
-        ways |= {letter: np.ones(1, g.dtype) for letter in term if letter not in "".join(rest)}
+        ways |= {letter: np.ones(1, g.dtype) for letter in term if letter not in "".join([*rest, *ways])}
         said = f"{','.join([*rest, *ways])}->{''.join(target)}"
         g = np.einsum(said, g, *arrays[:i], *arrays[i + 1 :], *ways.values(), optimize=bool(optimize))
         return g if g.shape == shape else g + np.zeros_like(arrays[i])
@@ -1588,7 +1592,8 @@ for names, expression in {
     # Products.
     "dot": lambda a, b: a @ b if np.ndim(a) and 0 < np.ndim(b) < 3 else (
         np.tensordot(a, b, (-1, -2) if np.ndim(a) and np.ndim(b) else 0)),
-    "inner": lambda a, b: np.dot(a, np.swapaxes(b, -1, -2) if np.ndim(a) and np.ndim(b) > 1 else b),
+    "inner": lambda a, b: a @ np.transpose(b) if np.ndim(a) and 0 < np.ndim(b) < 3 else (
+        np.tensordot(a, b, (-1, -1) if np.ndim(a) and np.ndim(b) else 0)),
     "vdot": lambda a, b: np.ravel(a) @ np.ravel(b), "linalg.matmul": op.matmul, "cross": _cross, "kron": _kron,
     "linalg.tensordot": lambda x1, x2, axes=2: np.tensordot(x1, x2, axes), "einsum": _einsum, "linalg.norm": _norm,
     "linalg.slogdet": lambda a: _constant(np.linalg.slogdet)(a)._replace(logabsdet=_log_of_det(a)),
@@ -1838,8 +1843,6 @@ def jvp(f: Callable, args: tuple, tangents: tuple) -> tuple[Any, Any]:
 # --- Tools ------------------------------------------------------------------------------------------------------------
 # What looks at a computation from outside: whether its derivatives are right, where it went wrong, what it is made of.
 
-import traceback
-
 
 def gradcheck(f: Callable, *args: Any, eps: float = 1e-6, atol: float = 1e-5, rtol: float = 1e-3) -> bool:
     """Compare the gradients of f with central differences, (f(x + eps) - f(x - eps)) / (2 eps), entry by entry.
@@ -1888,8 +1891,10 @@ def _is_finite(*xs):
 
 def _caller():
     """The newest frame of the program that is not of this file or of NumPy."""
-    here = (__file__, *np.__path__)
-    return next(f for f, _ in traceback.walk_stack(sys._getframe()) if not f.f_code.co_filename.startswith(here))
+    frame, here = sys._getframe(), (__file__, *np.__path__)
+    while frame.f_back and frame.f_code.co_filename.startswith(here):
+        frame = frame.f_back
+    return frame
 
 
 class _Anomalies(dict):
@@ -1898,7 +1903,8 @@ class _Anomalies(dict):
     def seen(self, tensor, what):
         return tensor
 
-    def result(self, row, order, compute, args, options, values, out):
+    def compute(self, row, order, compute, args, options, values, named):
+        out = compute(*values, **named)
         if _thread.recording and row.vjps and any(getattr(x, "_node", None) for x in args):
             self[order] = f"{(frame := _caller()).f_code.co_filename}, line {frame.f_lineno}"
             self.look(_name(row.function), order, values, out)
@@ -2104,7 +2110,7 @@ class _Trace:
             return self.name(tensor, what.removeprefix("the result of ").replace("<lambda>", "f"))
         raise _Refusal(f"jit() runs f once, so it cannot follow {what}: write {_instead.get(what, 'it outside')}")
 
-    def result(self, row, order, compute, args, options, values, out):
+    def compute(self, row, order, compute, args, options, values, named):
         function, leaves = row.function if row is _table.get(row.function, row) else compute, _leaves((args, options))
         # Beside a Tensor, an array is an axis or a length to NumPy's functions that are no ufuncs. Others read it.
         reads = not hasattr(function, "_implementation")
@@ -2117,17 +2123,20 @@ class _Trace:
         others = _leaves((args[function is not np.compress :], options))
         kinds = {x.dtype.kind for x in others if isinstance(x, Tensor)} - {"f"}
         by_values = "b" in kinds if function is op.getitem else kinds and not reads and function not in _of_elements
-        writes = any(out is x for x in leaves if isinstance(x, np.ndarray))
-        if by_values or writes or (function, len(args)) in _sized_by_values:
-            self.seen(None, "what writes into an array" if writes else "an index")
+        if by_values or (function, len(args)) in _sized_by_values:
+            self.seen(None, "an index")
+        out = compute(*values, **named)
+        what = f"jit() cannot follow {_name(function)} that writes into an array: make a new one"
+        _check(not any(out is x for x in leaves if isinstance(x, np.ndarray)), what, _Refusal)
         if function in (np.shape, np.ndim, np.size, np.result_type, np.iscomplexobj, np.isrealobj):
             return given, out
         args, options = _map(self.line_of, (tuple(args), options))
         code, near = (frame := _caller()).f_code, frame.f_locals  # which Python puts together anew whenever it is read
         for name in code.co_varnames + code.co_cellvars + code.co_freevars + code.co_names:
             self.name(near.get(name, frame.f_globals.get(name)), name)
-        line, outs = self.line(function, args, options, _like(out)), _leaves(out)
-        lines = [line] if line.dtype else [self.new(op.getitem, (line, i), {}, _like(x)) for i, x in enumerate(outs)]
+        line = self.line(function, args, options, _like(out))
+        several, outs = isinstance(out, (tuple, list)), _leaves(out)
+        lines = [self.new(op.getitem, (line, i), {}, _like(x)) for i, x in enumerate(outs)] if several else [line]
         return given, _filled(out, map(self.value, lines, outs, itertools.repeat(leaves)))
 
     def gradient(self, root, node, i, g, total):
