@@ -1592,8 +1592,7 @@ for names, expression in {
     # Products.
     "dot": lambda a, b: a @ b if np.ndim(a) and 0 < np.ndim(b) < 3 else (
         np.tensordot(a, b, (-1, -2) if np.ndim(a) and np.ndim(b) else 0)),
-    "inner": lambda a, b: a @ np.transpose(b) if np.ndim(a) and 0 < np.ndim(b) < 3 else (
-        np.tensordot(a, b, (-1, -1) if np.ndim(a) and np.ndim(b) else 0)),
+    "inner": lambda a, b: np.dot(a, np.swapaxes(b, -1, -2) if np.ndim(a) and np.ndim(b) > 1 else b),
     "vdot": lambda a, b: np.ravel(a) @ np.ravel(b), "linalg.matmul": op.matmul, "cross": _cross, "kron": _kron,
     "linalg.tensordot": lambda x1, x2, axes=2: np.tensordot(x1, x2, axes), "einsum": _einsum, "linalg.norm": _norm,
     "linalg.slogdet": lambda a: _constant(np.linalg.slogdet)(a)._replace(logabsdet=_log_of_det(a)),
