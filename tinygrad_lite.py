@@ -778,10 +778,8 @@ def _map(f, tree):
     if not isinstance(tree, _structures):
         return f(tree)
     items: Any = {key: _map(f, x) for key, x in tree.items()} if isinstance(tree, dict) else [_map(f, x) for x in tree]
-    if isinstance(tree, tuple):
+    if isinstance(tree, tuple) or type(tree) is type(items):
         return getattr(tree, "_make", type(tree))(items)
-    if type(tree) is type(items):
-        return items
     new: Any = copy.copy(tree)  # of the user's own type, and given the other items
     type(items).__init__(new, items)
     if type(tree).__dictoffset__ and vars(tree) is tree:  # items that are attributes, too
