@@ -433,7 +433,7 @@ class Tensor(_Anything):
         g = _wrap(g, None) if create_graph and not isinstance(g, Tensor) else g
         gradients, leaves = _backward(self._node, g, create_graph)
         with _lock:  # only now, so that an error on the way leaves every gradient as it was
-            for order, leaf in leaves.items():
+            for order, _, leaf in leaves:
                 leaf[0] = _own(gradients, order) if leaf[0] is None else leaf[0] + _own(gradients, order)
         return None
 
@@ -569,16 +569,15 @@ _sums: set[Any] = set()  # kinds of gradients that are yet to be added up: + mak
 
 
 def _backward(root, g, create_graph=False, stop=1):
-    """From the gradient g of a node those that come of it: a dict by the order of nodes, and one of the leaves.
+    """From the gradient g of a node those that come of it: a dict by the order of nodes, and a list of the leaves.
 
     The first holds the gradients of the leaves and, with ``stop``, the order of a node, of all that is not newer than
     that one (of older nodes no more than came before its own was complete).
     """
-    gradients = {root[0]: g}
-    leaves: dict[int, list] = {} if root[1] else {root[0]: root[2]}
-    node, heap, observer = root if root[1] else None, [], _thread.observer if _detours else None  # type: ignore
-    while node and node[0] < stop:
-        order, row, parents, values, out, options = node
+    gradients, observer = {root[0]: g}, _thread.observer if _detours else None
+    ahead, leaves = ([root], []) if root[1] else ([], [root])  # heaps
+    while ahead and ahead[0][0] < stop:
+        order, row, parents, values, out, options = node = heappop(ahead)
         g, vjps = gradients.pop(order), row.vjps
         g = +g if g.__class__ in _sums else g
         if create_graph:  # the saved values, linked to their places in the graph
@@ -596,16 +595,12 @@ def _backward(root, g, create_graph=False, stop=1):
                 part = _fit(part, x, out, row, parent[1])
             order = parent[0]
             if order in gradients:
-                gradients[order] = gradients[order] + part
+                part = gradients[order] + part
             else:
-                gradients[order] = part
-                if parent[1] is None:
-                    leaves[order] = parent[2]
-                else:
-                    heappush(heap, parent)
+                heappush(ahead if parent[1] else leaves, parent)
+            gradients[order] = part
             if observer is not None:
-                observer.gradient(root, node, i, g, gradients[order])
-        node = heappop(heap) if heap else None
+                observer.gradient(root, node, i, g, part)
     return gradients, leaves
 
 
