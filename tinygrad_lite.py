@@ -565,9 +565,6 @@ for kind, rules in {
 # up for the rest: elementwise rules and sums pass it on as it is, for the others it is made whole.
 
 
-_sums: set[Any] = set()  # kinds of gradients that are yet to be added up: + makes an array of one
-
-
 def _backward(root, g, create_graph=False, stop=1):
     """From the gradient g of a node those that come of it: a dict by the order of nodes, and a list of the leaves.
 
@@ -579,7 +576,7 @@ def _backward(root, g, create_graph=False, stop=1):
     while ahead and ahead[0][0] < stop:
         order, row, parents, values, out, options = node = heappop(ahead)
         g, vjps = gradients.pop(order), row.vjps
-        g = +g if g.__class__ in _sums else g
+        g = g if hasattr(g, "size") else +g  # + makes an array of parts that are yet to be added up
         if create_graph:  # the saved values, linked to their places in the graph
             out = _wrap(out, node)
             values = [v if p is None else _wrap(v, p) for v, p in zip(values, parents, strict=True)]
@@ -1184,9 +1181,6 @@ class _Placed:
             else:
                 np.add.at(out, index, g)
         return out
-
-
-_sums.add(_Placed)
 
 
 def _item_vjp(g, _out, _x, index):
