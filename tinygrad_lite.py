@@ -1970,9 +1970,8 @@ def to_dot(t: Tensor, names: dict[str, Any] | None = None) -> str:
             what = f"{_name(row.function)} {node[5] or ''}".rstrip() if row else called.get(key, node and "leaf")
             style = "" if row else ", style=filled, fillcolor=lightblue" if node else ", shape=plain"
             ahead += [(*argument, name) for argument in zip(node[2], node[3], strict=True)] if row else []
-            gradient = _value_of(node[2][0]) if node and not row else None
             label = [what, f"{x.shape} {x.dtype}" if hasattr(x, "shape") else repr(x)]
-            for before, numbers in ("", x), ("gradient ", gradient):
+            for before, numbers in ("", x), ("gradient ", node and not row and _value_of(node[2][0])):
                 if isinstance(numbers, (np.ndarray, np.generic)) and numbers.size <= 12:
                     label.append(before + np.array2string(np.asarray(numbers), precision=4, separator=", "))
             text = "\n".join(filter(None, label)).translate({ord("\\"): r"\\", ord('"'): r"\"", ord("\n"): r"\n"})
