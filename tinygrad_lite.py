@@ -1244,13 +1244,12 @@ def _tile_vjp(g, _out, _a, reps):
 
 
 def _tensordot_vjp(i, g, _out, a, b, axes=2):
-    """g, summed over the free axes of the other array, has the axes of this one, which are then put in order."""
-    over: Any = (range(-axes, 0), range(axes)) if isinstance(axes, (int, np.integer)) else axes
-    over = [normalize_axis_tuple(o, np.ndim(x)) for x, o in zip((a, b), over, strict=True)]
-    free = [[k for k in range(np.ndim(x)) if k not in o] for x, o in zip((a, b), over, strict=True)]
-    part = np.tensordot(g, (b, a)[i], ((range(len(free[0]), g.ndim), range(len(free[0])))[i], free[1 - i]))
-    mine = free[i] + [k for _, k in sorted(zip(over[1 - i], over[i], strict=True))]
-    return np.moveaxis(part, [*range(part.ndim)], mine)
+    """g, summed over the free axes of the other array, has the free axes of this one, and after them the others."""
+    over: Any = ([*range(-axes, 0)], [*range(axes)]) if isinstance(axes, (int, np.integer)) else axes
+    last = [*range(-np.size(over[i]), 0)]
+    x = np.moveaxis((b, a)[i], over[1 - i], last)  # the other array, its free axes first
+    free = [*range(x.ndim - len(last))]
+    return np.moveaxis(np.tensordot(g, x, (free if i else [*range(g.ndim - len(free), g.ndim)], free)), last, over[i])
 
 
 def _mirrored(x, UPLO="L"):
