@@ -1463,13 +1463,6 @@ def _lstsq(a, b):
     return x, np.atleast_1d(((b - a @ x) ** 2).sum(0))[: squares.size], rank, _uvs(a)[..., -1, :]
 
 
-def _kron(a, b):
-    """All products of two elements, in the order of (row of a, row of b, column of a, column of b), and so on."""
-    a, b = _as_tensor(a), _as_tensor(b)
-    products = a.reshape([n for m in a.shape for n in (m, 1)]) * b.reshape([n for m in b.shape for n in (1, m)])
-    return products.reshape([*map(op.mul, products.shape[::2], products.shape[1::2])])
-
-
 def _cross(a, b, axisa=-1, axisb=-1, axisc=-1, axis=None):
     a, b = [np.moveaxis(x, i if axis is None else axis, -1) for x, i in ((a, axisa), (b, axisb))]
     _check(a.shape[-1] == b.shape[-1] == 3, f"np.cross takes vectors of 3 components, not {a.shape} and {b.shape}")
@@ -1578,7 +1571,10 @@ for names, expression in {
     "dot": lambda a, b: a @ b if np.ndim(a) and 0 < np.ndim(b) < 3 else (
         np.tensordot(a, b, (-1, -2) if np.ndim(a) and np.ndim(b) else 0)),
     "inner": lambda a, b: np.dot(a, np.swapaxes(b, -1, -2) if np.ndim(a) and np.ndim(b) > 1 else b),
-    "vdot": lambda a, b: np.ravel(a) @ np.ravel(b), "linalg.matmul": op.matmul, "cross": _cross, "kron": _kron,
+    "vdot": lambda a, b: np.ravel(a) @ np.ravel(b), "linalg.matmul": op.matmul, "cross": _cross,
+    # All products of two elements, in the order of (row of a, row of b, column of a, column of b), and so on.
+    "kron": lambda a, b: (ab := _as_tensor(a).reshape([n for m in np.shape(a) for n in (m, 1)]) * _as_tensor(b).reshape(
+        [n for m in np.shape(b) for n in (1, m)])).reshape([*map(op.mul, ab.shape[::2], ab.shape[1::2])]),
     "linalg.tensordot": lambda x1, x2, axes=2: np.tensordot(x1, x2, axes), "einsum": _einsum, "linalg.norm": _norm,
     "linalg.slogdet": lambda a: _constant(np.linalg.slogdet)(a)._replace(logabsdet=_log_of_det(a)),
     "linalg.eigh": lambda a, UPLO="L": _filled(np.linalg.eigh(np.eye(1)), [
