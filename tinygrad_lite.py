@@ -1030,8 +1030,7 @@ def defvjp(function: Callable, *vjps: Callable | None) -> Callable:
     # The row of a plain function is not in the table, and so goes with those who hold what is returned.
     row = _row(function, _Function) if overrides or function in _table else _Function(function)
     row.define(tuple([vjp and _OwnRule(vjp) for vjp in vjps]))
-    row.takes.cache_clear()
-    row.expression = None
+    row.expression, row.takes = None, functools.cache(_takes)  # nothing that was known of an older rule
     return function if overrides else _recorded(function, row)
 
 
