@@ -1626,7 +1626,8 @@ class _Call:
         self.is_open = False  # whether there are other Tensors, as far as is known
         n, chosen = len(args), tuple(_leaves(argnums))
         variables = {i % n: _map(self.variable, args[i]) for i in chosen if -n <= i < n}
-        _check(len(variables) == len(chosen), f"argnums must be different positions of {n} arguments, not {argnums}")
+        if len(variables) < len(chosen):
+            raise ValueError(f"argnums must be different positions of {n} arguments, not {argnums}")
         self.chosen = _map(lambda i: args[i], argnums)
         with contextlib.nullcontext() if _thread.recording else _set("recording", True):
             self.out = _map(_as_tensor, f(*[variables.get(i, x) for i, x in enumerate(args)], **options))
