@@ -919,12 +919,12 @@ def _shown(t):
     return f"Tensor({text}{dtype}{', requires_grad=True' if t.requires_grad else ''})"
 
 
-def _kept(t):
-    """What copy and pickle take from a Tensor and set on another one, in this order."""
-    is_leaf = t._node is None or t._node[1] is None
+def _pickled(tensor):
+    is_leaf = tensor._node is None or tensor._node[1] is None
     _check(is_leaf, "a computed Tensor has a graph, which np.copy(t) keeps: copy or pickle t.detach()", TypeError)
-    more, slots = _Anything.__getstate__(t)  # of a class derived from Tensor, perhaps
-    return more, slots | {"_node": None, "_leaf": None, "requires_grad": t.requires_grad, "grad": _value_of(t.grad)}
+    attributes, slots = _Anything.__getstate__(tensor)  # a class derived from Tensor may have more of them
+    slots |= {"_value": tensor.data, "_node": None, "_leaf": None, "requires_grad": tensor.requires_grad}
+    return _new, (type(tensor),), (attributes, slots | {"grad": _value_of(tensor.grad)})
 
 
 def _astype(x, dtype):
@@ -977,7 +977,7 @@ for attribute, method in {
     **{f"__{n.__name__}__": lambda t, n=n: n(_without_graph(t, "a Python number")) for n in (int, float)},
     "__array__": lambda t, dtype=None, copy=0: np.array(_without_graph(t, "a NumPy array"), dtype, copy=copy or None),
     "__format__": lambda t, spec: object.__format__(t, spec) if t.ndim else format(t.item(), spec),
-    "__repr__": _shown, "__getstate__": _kept, "__index__": lambda t: op.index(_seen(t, "an index")._value),
+    "__repr__": _shown, "__reduce__": _pickled, "__index__": lambda t: op.index(_seen(t, "an index")._value),
 }.items():
     method.__doc__ = method.__doc__ or f"As ``{attribute}`` of NumPy's arrays."
     setattr(Tensor, attribute, method)
@@ -1362,9 +1362,10 @@ _q = defvjp(lambda a: np.linalg.qr(a)[0], lambda g, q, a: (g - q @ _mirrored(_mT
 _constant = functools.cache(lambda function: defvjp(functools.partial(function), None))
 # The value that NumPy computed, with the gradients of what says the same in other functions.
 _exact = defvjp(lambda _way, value: value, lambda g, _, _way, _value: g, None)
-# The quickest ways to some values: methods, and for the mean the sum, divided, in half of the time. (But of a Python
-# float, NumPy's functions make one of NumPy's numbers.)
+# The quickest ways to some values. Python's own operators are many times faster on NumPy scalars. (But of a Python
+# float, NumPy's functions make one of NumPy's numbers.) The mean is the sum, divided, in half of the time.
 for function, compute in dict[Any, Any]({
+    np.negative: op.neg, np.positive: op.pos, np.absolute: abs,
     np.sum: op.methodcaller("sum"), np.max: op.methodcaller("max"), np.min: op.methodcaller("min"),
     np.mean: lambda a: a.sum() / a.size if a.__class__ is _ndarray and a.size and a.dtype.char in "fd" else np.mean(a),
 }).items():
@@ -1569,7 +1570,8 @@ for names, expression in {
     # Products.
     "dot": lambda a, b: a @ b if np.ndim(a) and 0 < np.ndim(b) < 3 else (
         np.tensordot(a, b, (-1, -2) if np.ndim(a) and np.ndim(b) else 0)),
-    "inner": lambda a, b: np.dot(a, np.swapaxes(b, -1, -2) if np.ndim(a) and np.ndim(b) > 1 else b),
+    "inner": lambda a, b: a @ np.transpose(b) if np.ndim(a) and 0 < np.ndim(b) < 3 else (
+        np.tensordot(a, b, (-1, -1) if np.ndim(a) and np.ndim(b) else 0)),
     "vdot": lambda a, b: np.ravel(a) @ np.ravel(b), "linalg.matmul": op.matmul, "cross": _cross,
     # All products of two elements, in the order of (row of a, row of b, column of a, column of b), and so on.
     "kron": lambda a, b: (ab := _as_tensor(a).reshape([n for m in np.shape(a) for n in (m, 1)]) * _as_tensor(b).reshape(
