@@ -572,7 +572,7 @@ def _backward(root, g, create_graph=False, stop=1):
     that one (of older nodes no more than came before its own was complete).
     """
     gradients, observer = {root[0]: g}, _thread.observer if _detours else None
-    ahead, leaves = ([root], []) if root[1] else ([], [root])  # heaps
+    ahead, leaves = ([root], []) if root[1] else ([], [root])  # heaps, of which leaves are only collected
     while ahead and ahead[0][0] < stop:
         order, row, parents, values, out, options = node = heappop(ahead)
         g, vjps = gradients.pop(order), row.vjps
