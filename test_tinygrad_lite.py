@@ -12,6 +12,7 @@ import fcntl
 import functools
 import gc
 import gzip
+import hashlib
 import importlib.metadata
 import importlib.util
 import inspect
@@ -42,6 +43,7 @@ import types
 import warnings
 import weakref
 import zipfile
+from base64 import b64encode
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -68,11 +70,23 @@ from numpy.testing.overrides import get_overridable_numpy_array_functions, get_o
 import tinygrad_lite
 import train_gender
 import train_linear
-
-from tinygrad_lite import (  # isort: skip
-    SGD, Tensor, defvjp, detect_anomaly, grad, gradcheck, hessian, jacobian, jit, jvp, no_grad, relu, sigmoid, to_dot,
+from tinygrad_lite import (
+    SGD,
+    Tensor,
+    defvjp,
+    detect_anomaly,
+    grad,
+    gradcheck,
+    hessian,
+    jacobian,
+    jit,
+    jvp,
+    no_grad,
+    relu,
+    sigmoid,
+    to_dot,
     value_and_grad,
-)  # fmt: skip
+)
 
 settings.register_profile("suite", deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
 settings.load_profile("suite")
@@ -979,13 +993,21 @@ def test_a_function_with_a_rule_that_fails_is_called_once_and_errors_of_a_progra
     for args, options, error, message in (
         ((x,), {}, ValueError, r"no of shapes \(2,\): no$"),
         ((x,), {"error": json.JSONDecodeError("no", "", 3)}, json.JSONDecodeError, r"^no: line 1 column 4"),
-        (([1.0], leaf(2.0)), {}, TypeError, r"no takes Tensors .* at positions \[0\]"),
+        (([1.0], leaf(2.0)), {}, TypeError, "no derivative rule for argument 1"),
         ((x,), {"y": 1}, TypeError, "y"),
     ):
         calls.clear()
         with pytest.raises(error, match=message):
             function(*args, **options)
         assert len(calls) <= 1
+
+
+def test_second_derivatives_through_arrays_of_nothing_are_zero():
+    def slopes(w: Any) -> Any:
+        return grad(lambda x: (x * w).mean() ** 2)(np.zeros(0))  # the loss is nan
+
+    with pytest.warns(RuntimeWarning):
+        assert (slopes(1.5).shape, grad(lambda w: slopes(w).sum())(1.5)) == ((0,), 0.0)
 
 
 def test_no_grad_is_for_one_thread_nests_ends_and_decorates():
@@ -1167,6 +1189,7 @@ def softplus(x: Any, scale: Any = 1.0) -> Any:
 
 SOFTPLUS = defvjp(softplus, lambda g, out, x, scale=1.0: g * (1 / (1 + np.exp(-x)) + (scale - 1) * (x > 0)))
 T, LARGE = leaf([1.0, 2.0]), np.linspace(0.5, 2, 20_000)
+LARGE_INTEGERS = np.int64(2**62), np.int32(2e9), np.uint8(200)
 FACTS = calls("""
     format(leaf(3.14159), ".2f") == "3.14"; format(leaf(2.0)) == "2.0"; len(T) == 2; format(T, "") == str(T)
     repr(leaf(2.0)) == "Tensor(2., requires_grad=True)"; str(Tensor([1, 2], dtype=float)) == "Tensor([1., 2.])"
@@ -1187,8 +1210,8 @@ FACTS = calls("""
     grad(np.mean)(np.ones(70_000, np.float16))[0] == np.float16(1 / 70_000)
     gradcheck(lambda a, b: np.linalg.pinv(a @ b), LEFT[:4], RIGHT)  # which is of rank 2
     gradcheck(lambda a, b, c: np.linalg.lstsq(a @ b, c)[0], LEFT[:4], RIGHT, [0.0, 1.0, 4.0, 9.0])
-    all([math.isclose(grad(np.arctan2)(float(n), n) * n, 0.5) for n in (np.int64(2**62), np.int32(2e9), np.uint8(200))])
-    all([math.isclose(grad(np.arctan2, 1)(n, float(n)) * n, -0.5) for n in (np.int64(2**62), np.uint8(200))])
+    all([math.isclose(grad(np.arctan2)(float(n), n) * n, 0.5) for n in LARGE_INTEGERS])
+    all([math.isclose(grad(np.arctan2, 1)(n, float(n)) * n, -0.5) for n in LARGE_INTEGERS])
     leaf([1.0, 3.0], np.float32).var(ddof=np.int64(1)).dtype == np.float32; setattr(Tensor(1.0), "grad", None) is None
     """)
 # Of large arrays; and of rules of one's own, which live as long as a graph, are never bypassed, are not asked for
@@ -1218,7 +1241,7 @@ WRONG: list[tuple[Any, str, str]] = [  # of Tensors and rules of one's own; the 
     (ValueError, r"\.data must have the shape \(2,\) of the Tensor, not \(3,\)", "setattr(T, 'data', np.zeros(3))"),
     (ValueError, r"\.grad must have the shape \(2,\) of the Tensor, not \(3,\)", "setattr(T, 'grad', np.zeros(3))"),
     (TypeError, r"from dtype\('float64'\) to dtype\('int64'\)", "setattr(Tensor(np.arange(3)), 'data', np.zeros(3))"),
-    (TypeError, "^bool data cannot require gradients", "grad(np.sum)({np.array([True, False])/[True]})"),
+    (TypeError, "^bool data cannot require gradients", "grad(np.sum)({np.array([True, False])/[True]/True})"),
     (TypeError, "^a Tensor holds booleans, integers or floats, not data of dtype", "grad(np.sum)({'3'/1j})"),
     (ValueError, "leaves", "setattr({T * 2/Tensor([1.0, 2.0])}, 'grad', np.zeros(2))"),
     (ValueError, "axis", "{Tensor/leaf}(0.0).{sum/mean/max/min/prod/var/std}(axis=3)"
@@ -1226,8 +1249,8 @@ WRONG: list[tuple[Any, str, str]] = [  # of Tensors and rules of one's own; the 
     (ZeroDivisionError, "by zero", "(defvjp(lambda x: x + 0, lambda *_: 1 / 0)(T * 1) + T).sum().backward()"),
     (ZeroDivisionError, "sum to zero", "{/jit}({/grad/functools.partial(grad, argnums=1)}(lambda x, w: np.sum("
      "np.average(x, -1, weights=w))))(*[np.array({[1.0, -1.0]/[0.0, 0.0]/[[1.0, 2.0], [3.0, -3.0]]})] * 2)"),
-    (TypeError, r"at positions \[1\]", "defvjp(lambda x, y=2.0: x * y, None, lambda g, *_, y=2.0: g)(T)"),
-    (TypeError, r"at positions \[0\]", "defvjp(lambda x, y: x + y, lambda g, *_: g)(1.0, T)"),
+    (TypeError, "no derivative rule for argument 0", "defvjp(lambda x, y=2.0: x * y, None, lambda g, *_, y=2.0: g)(T)"),
+    (TypeError, "no derivative rule for argument 1", "defvjp(lambda x, y: x + y, lambda g, *_: g)(1.0, T)"),
     ((TypeError, AttributeError), r"_Unread|reads \.sum of a parameter whose name",
      "defvjp(lambda x: x * 2.0, lambda g, out, _x: {g * _x/g * len(_x)/g * _x[0]/g * _x.sum()/g * np.sum(_x)/[*_x]})"
      "(leaf(np.ones(20_000))).sum().backward()"),
@@ -1302,7 +1325,7 @@ def test_of_a_ufunc_defvjp_replaces_the_rule_also_for_operators_and_the_old_one_
     another_engine.defvjp(np.add, lambda g, out, x, y: g)
     y = another_engine.Tensor(1.0, requires_grad=True)
     for call in (lambda: 1 + y, lambda: np.add(1, y), lambda: y + y):
-        with pytest.raises(TypeError, match=r"np\.add takes Tensors .* at positions \[0\]: detach"):
+        with pytest.raises(TypeError, match=r"np\.add has no derivative rule for argument 1"):
             call()
     (y + 1).backward()
     assert y.grad == 1.0
@@ -1821,7 +1844,7 @@ WRONG += [
     (ValueError, "has no.* identity|does not have an identity", "np.max(t, where=[True, False])"),
     (ValueError, "nonsense", "np.take(t, 9, mode='nonsense')"),
     (TypeError, r"np\.interp .* takes no (left|period)", "np.interp(t, [0, 1], [0, 1], {left/period}=3)"),
-    (TypeError, r"np\.where .* positions \[1, 2\]", "np.select([t], [t])"),
+    (TypeError, r"np\.where .* argument 0", "np.select([t], [t])"),
     (TypeError, r"cannot be written to.*np\.sort", "t.sort()"),
     (TypeError, "not data of dtype complex128: use .real and .imag", "t * 1j"),
     (TypeError, r"np\.add\b", "np.add(1.0, [1.0, 2.0], out=t); np.add.at(t, [0], 1.0)"),
@@ -1829,6 +1852,10 @@ WRONG += [
     (TypeError, r"np\.(copyto|put|full_like)\b", "np.copyto(t, 1.0); np.{copyto/full_like}(np.ones(2), t)"
      "; np.put(t, [0], 1.0)"),
     (ValueError, "full_matrices=False", "np.linalg.svd(t[:1])"),
+    (TypeError, r"np\.linspace .* takes no retstep", "np.linspace(t, 1, 3, retstep=True)"),
+    (TypeError, "takes no hermitian", "np.linalg.svd(t, hermitian=True)"),
+    (TypeError, "takes no upper", "np.linalg.cholesky(t @ t.T, upper=True)"),
+    (TypeError, "pinv of .* takes no rtol", "np.linalg.pinv(t, rtol=1e-3)"),
     (TypeError, "takes no mode", "np.linalg.qr(t, 'complete')"),
     (TypeError, "lstsq of .* takes no rcond", "np.linalg.lstsq(t, t, 0.1)"),
     (np.linalg.LinAlgError, "Singular", "np.linalg.det(np.stack([t[0], t[0]])).backward()"),  # as the README says
@@ -1987,18 +2014,30 @@ def test_constants_are_numpys_and_carry_no_gradient(name):
             np.testing.assert_equal(tree_map(data_of, out), plain)
 
 
-def test_functions_without_a_row_are_refused_by_name():
-    t = leaf([1.0, 2.0])
+def refusal(function: Any) -> str:
+    """The error of the first call whose arguments NumPy lets Tensors see, or what it gave instead of an error."""
+    t, m = leaf([1.0, 2.0, 3.0]), leaf(np.eye(3))
+    attempts: list[Any] = [(t,), (m,), (t, t), (m, t), (t, 1), (t, t, t), (t, [1], 1), ([t, t],), ([t, t], [t, t])]
+    attempts += [(1, t, t), (t, 1, 1.0), (len, 0, t), (len, t, 0), (t, t, 1, t), (t, t, t, t), (t, [t > 0], [len])]
+    calls = [(args, {"like": t}) for args in ((3,), (3, 3), ([1.0],), (len, 3), ("1", float))]
+    calls += [(args, {}) for args in [*attempts, ("i,i", t, t), ("file", t)]]
+    for args, options in calls:
+        try:
+            return f"{args} gave {function(*args, **options)!r}"
+        except Exception as error:
+            if isinstance(error, TypeError) and "defvjp" in str(error):
+                return str(error)
+    return "no call got through"
+
+
+def test_functions_without_a_row_are_refused_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     assert len(FUNCTIONS) > 350
     for function in [f for f in FUNCTIONS if f not in ROWS]:
         # Of NumPy's string ufuncs some have no public name and tell no module.
         name = r"(np\.)?[\w.]*?" + function.__name__.lstrip("_").removesuffix("_with_like")
-        if isinstance(function, np.ufunc):
-            call = functools.partial(function, *[t] * function.nin)
-        else:  # what NumPy does where a Tensor is among the arguments
-            call = functools.partial(t.__array_function__, function, [Tensor], (t,), {})
-        with pytest.raises(TypeError, match=rf"^{name} has no derivative rule: add one with defvjp\({name}, "):
-            call()
+        assert re.match(rf"{name} has no derivative rule: add one with defvjp\({name}, ", refusal(function))
+    assert [*tmp_path.iterdir()] == []
 
 
 @pytest.mark.parametrize("ufunc", sorted(get_overridable_numpy_ufuncs(), key=str), ids=lambda f: f.__name__)
@@ -3676,16 +3715,28 @@ def test_threads_share_jitted_functions_while_others_trace_and_train():
     assert engine_calls(lambda: f(np.ones(3), 2)) == calls  # nobody traces or watches any more
 
 
-def test_tracing_leaves_no_garbage_and_generated_code_needs_no_more_memory_than_code_by_hand(no_collector):
-    w, b, x = 0.5, 0.1, np.random.default_rng(0).normal(size=100_000)
-    f = jit(value_and_grad(lambda w, b, x: np.mean(np.tanh(w * x + b) ** 2), (0, 1, 2)))
+def test_tracing_leaves_nothing_behind_for_the_garbage_collector(no_collector):
+    f = jit(value_and_grad(lambda w, x: (np.tanh(w * x) ** 2).mean(), (0, 1)))
     gc.collect()
-    f(w, b, x)
+    f(0.5, np.ones(1000))
     assert gc.collect() == 0
-    with traced_memory():
-        f(w, b, x)
-        _, peak = tracemalloc.get_traced_memory()
-    assert peak < 4.1 * x.nbytes  # t = tanh(z), and for dz = 2 / n * t * (1 - t * t) three at a time beside it
+
+
+def test_generated_code_needs_no_more_memory_than_code_by_hand():
+    w, b, x = 0.5, 0.1, np.random.default_rng(0).normal(size=100_000)
+
+    def by_hand(w: Any, b: Any, x: Any) -> Any:
+        t = np.tanh(w * x + b)
+        dz = 2 / x.size * t * (1 - t * t)
+        return (t * t).sum() / x.size, ((dz * x).sum(), dz.sum(), dz * w)
+
+    lowered = jit(value_and_grad(lambda w, b, x: np.mean(np.tanh(w * x + b) ** 2), (0, 1, 2))).lower(w, b, x)
+    peaks = []
+    for function in (lowered, by_hand, lowered, by_hand):
+        with traced_memory():
+            function(w, b, x)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+    assert peaks[2] <= 1.05 * peaks[3]
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
@@ -3812,13 +3863,13 @@ ERRORS: list[tuple[type[Exception], str, *tuple[str, ...]]] = [
     (TypeError, r"takes a function.*not 3", "defvjp(3, lambda g: g)"),
     (TypeError, r"rules of g, the result and every", "defvjp(lambda x: x * x, lambda g, x: g)",
      "defvjp(np.add, None, lambda g, out, x: g)"),
-    (TypeError, r"one by one, at positions \[0\]: detach\(\)", "FIRST({'a': leaf(1.0)})", "FIRST([leaf(1.0)] * 2)",
+    (TypeError, r"one by one, by position: no list, dict or key", "FIRST({'a': leaf(1.0)})", "FIRST([leaf(1.0)] * 2)",
      "np.sum(leaf([1.0]), axis=leaf(0.0))"),
     (TypeError, r"shape", "np.reshape(leaf(1.0))"),
     (TypeError, r"np\.fft\.fft has no .*defvjp.* give it t\.data where", "np.fft.fft(leaf([1.0]))"),
     (TypeError, r"^gamma has no .*with defvjp\(gamma, ", "scipy.special.gamma(leaf(1.0))"),
     (TypeError, r"np\.savez has.*give it t\.data", "np.savez(io.BytesIO(), t=Tensor([1.0]))"),
-    (TypeError, r"np\.where.*positions \[1, 2\]: detach\(\)", "np.where(leaf([1.0]), 1.0, 2.0)"),
+    (TypeError, r"np\.where.*argument 0: detach\(\)", "np.where(leaf([1.0]), 1.0, 2.0)"),
     (TypeError, r"unsupported operand", "leaf(1.0) + 'a'", "object() * leaf(1.0)"),
     (TypeError, r"len\(\) of unsized", "len(leaf(1.0))", "list(leaf(1.0))"),
     (TypeError, r"graph, which np\.copy\(t\) keeps.*detach", "copy.deepcopy(leaf(1.0) * 2)"),
@@ -4629,10 +4680,11 @@ def kaggle(status=200, version=3, file=b"", archive=b""):
         members.writestr("gender.csv", file)
     archive, calls = archive or zipped.getvalue(), []
     known = json.dumps({"ref": train_gender.DATASET, "currentVersionNumber": version}).encode()
+    digest = b64encode(hashlib.md5(archive).digest()).decode()
     answers = {
         "GetDataset": (status, {"Content-Type": "application/json"}, known),
         "DownloadDataset": (302 if status == 200 else status, {"Location": "http://localhost:7777/archive.zip"}, b""),
-        "archive.zip": (200, {"Accept-Ranges": "bytes"}, archive),
+        "archive.zip": (200, {"Accept-Ranges": "bytes", "x-goog-hash": f"md5={digest}"}, archive),
     }
 
     def answer(environ, start_response):

@@ -178,6 +178,9 @@ class _Row:
                 return NotImplemented
             args = [x if isinstance(x, (Tensor, int, float)) else _as_value(x) for x in args]
         nodes = tuple([x._node if isinstance(x, Tensor) and _thread.recording else None for x in args])
+        for i, node in enumerate(nodes if self.vjps else ()):
+            if node and (i >= len(self.vjps) or self.vjps[i] is None):
+                raise TypeError(f"{_name(self.function)} has no derivative rule for argument {i}: detach() a constant")
         order, observer, (values, named) = _next_order(), _thread.observer, self.plain(args, options)
         observed = None if observer is None else observer.compute(self, order, compute, args, options, values, named)
         values, out = observed or (values, compute(*values, **named))
@@ -831,9 +834,8 @@ class _Function(_Row):
             if args and all([_value_of(x).__class__ in _python for x in (args if is_ufunc else args[:1])]):
                 args = [args[0].astype(float) if isinstance(args[0], Tensor) else _as_array(args[0]), *args[1:]]
             return self.expression(*args, **options)
-        if len(live) > len([x for x in itertools.compress(args, self.vjps) if getattr(x, "_node", None)]):
-            ruled = [i for i, vjp in enumerate(self.vjps) if vjp]
-            raise TypeError(f"{_name(self.function)} takes Tensors one by one, at positions {ruled}: detach() others")
+        if len(live) > len([x for x in args if getattr(x, "_node", None)]):
+            raise TypeError(f"{_name(self.function)} takes Tensors one by one, by position: no list, dict or keyword")
         try:
             if not foreign:
                 return super().call(compute, args, options)
@@ -1133,6 +1135,7 @@ def _share(g, out, a, axis=None, *, keepdims=False, where=True, initial=math.nan
 
 
 def _unshaped(g, _out, _a, axis=None, order="C", *, shape=None, newshape=None):
+    """Of reshape, where the second argument is the shape, and of squeeze and expand_dims, where it is an axis."""
     _check(order in ("C", "F"), f"no gradient goes back through the order {order!r} in memory: give 'C' or 'F'")
     return g.reshape(_a.shape) if order == "C" else g.T.reshape(_a.shape[::-1]).T
 
